@@ -1,0 +1,41 @@
+"""What a data set holds and what a batch of it looks like: the words that data, codecs and conditioners share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Column = Tensor | Sequence[str]
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What every item of a data set looks like.
+
+    shape: (C, *S) of one item. kind: `image` (uint8, shown as pictures) or `array` (float32, any rank).
+    labels: class names, index = label; empty if there are none. captions: whether items have a caption.
+    numbers: names of the numeric columns.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["image", "array"] = "image"
+    labels: tuple[str, ...] = ()
+    captions: bool = False
+    numbers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B items. media: (B, C, *S), uint8 for images, float32 for arrays.
+
+    conditions: by column: `label` (B,) int64, `caption` B strings, `number` (B, K) float32.
+    """
+
+    media: Tensor
+    conditions: Mapping[str, Column] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.media)

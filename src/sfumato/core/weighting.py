@@ -1,0 +1,88 @@
+"""Loss weights as a function of the noise level.
+
+A weighting returns the weight of |F - F*|^2, the error of the network's *own output*. That is how the choice of
+parameterization and of weight stay independent, and how no weight explodes: a weight of 1 on the error of x0 would be
+c_out^-2 times too strong for eps-prediction at high noise (1e4 for DDPM's schedule) and it would not learn.
+
+    |x0_hat - x0|^2 = c_out^2 |F - F*|^2,     |eps_hat - eps|^2 = SNR |x0_hat - x0|^2
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sfumato.core.parameterization import Coeffs
+from sfumato.core.process import Process
+from sfumato.errors import UserError
+from sfumato.registry import Registered
+
+
+class Weighting(Registered, ABC, family="weighting"):
+    """A weight for every time."""
+
+    @abstractmethod
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        """t: (B,) in (0, 1). Returns the weight of the squared error of the network's output, (B,) float64."""
+
+
+@final
+@dataclass(frozen=True)
+class Unit(Weighting, name="unit"):
+    """1: plain regression of the output, DDPM's simple loss for eps (Ho et al. 2020, eq. 14), flow matching for velocity."""
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        return torch.ones_like(t)
+
+
+@final
+@dataclass(frozen=True)
+class MinSNR(Weighting, name="min-snr"):
+    """min(SNR, gamma) on the error of x0 (Hang et al., "Efficient Diffusion Training via Min-SNR", 2023, eq. 8)."""
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.gamma <= 0:
+            raise UserError(f"min-snr needs gamma > 0, not {self.gamma}")
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        return process.logsnr(t).clamp(max=math.log(self.gamma)).exp() * c.c_out.square()
+
+
+@final
+@dataclass(frozen=True)
+class Sigmoid(Weighting, name="sigmoid"):
+    """sigmoid(bias - lambda) on the error of eps, per unit of log-SNR, whatever the times drawn are uniform in.
+
+        w = (-d lambda / dt) e^bias sigmoid(lambda - bias)   on the error of x0, for t ~ U(0, 1)
+
+    Kingma & Gao, "Understanding Diffusion Objectives as the ELBO", 2023; Hoogeboom et al., "Simpler Diffusion", 2024, eq. 8.
+    """
+
+    bias: float = -3.0
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        on_x0 = process.logsnr_slope(t) * math.exp(self.bias) * torch.sigmoid(process.logsnr(t) - self.bias)
+        return on_x0 * c.c_out.square()
+
+
+@final
+@dataclass(frozen=True)
+class EDM(Weighting, name="edm"):
+    """(sigma^2 + d^2) / (sigma d)^2 on the error of x0, sigma relative to alpha (Karras et al. 2022, table 1).
+
+    With the `karras` parameterization this is 1 on the output.
+    """
+
+    sigma_data: float = 1.0
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        alpha, sigma = process.scales(t)
+        d = self.sigma_data
+        return (sigma * sigma + (alpha * d).square()) * (c.c_out / (sigma * d)).square()

@@ -28,12 +28,16 @@ T = TypeVar("T", bound=Registered)
 Marks = Mapping[str, str]  # "network.width" -> "recipe.yaml:12", for error messages
 
 
-@functools.cache
 def parameters(cls: type) -> dict[str, tuple[Any, Any]]:
     """Settings of a class: name -> (annotation, default or `inspect.Parameter.empty`)."""
+    return _parameters(cls)
+
+
+@functools.cache
+def _parameters(cls: Any) -> dict[str, tuple[Any, Any]]:
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
-        signature = inspect.signature(cls)
+        signature = inspect.signature(cast(Any, cls))
         return {k: (hints[k], p.default) for k, p in signature.parameters.items()}
     hints = typing.get_type_hints(cls.__init__)
     signature = inspect.signature(cls.__init__)
@@ -143,9 +147,9 @@ class Spec(Generic[T]):
 
 def as_spec(value: Registered) -> Spec[Any]:
     """The spec of an instance whose class is a dataclass (its fields are its settings)."""
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(type(value)):
         raise UserError(f"{type(value).__name__} can't be written down as settings: it is not a dataclass")
-    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    fields = {name: getattr(value, name) for name in parameters(type(value))}
     return Spec(type(value), **{k: as_spec(v) if isinstance(v, Registered) else v for k, v in fields.items()})
 
 

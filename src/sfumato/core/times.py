@@ -37,7 +37,8 @@ class UniformTimes(Times, name="uniform"):
 
 
 def _normal_quantile(u: Tensor) -> Tensor:
-    return math.sqrt(2) * torch.special.erfinv(2 * u - 1)
+    quantile: Tensor = torch.special.ndtri(u)
+    return quantile
 
 
 @final

@@ -1,0 +1,82 @@
+"""The contract of every codec: between what people look at and what a network is trained on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.registry import Registered
+
+
+class Codec(nn.Module, Registered, ABC, family="codec"):
+    """media -> h (worth storing) -> x0 (white) -> media. Built as `Codec(info, *, settings)`.
+
+    x0 has zero mean and unit deviation in every channel over the user's own data: `measure` sees to it once, and the
+    figures are stored with the model as buffers.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S) of x0."""
+
+    @abstractmethod
+    def encode(self, media: Tensor) -> Tensor:
+        """media (B, ...) of the data set to h (B, ...), the form that is measured and may be cached."""
+
+    @abstractmethod
+    def whiten(self, h: Tensor) -> Tensor:
+        """h to x0 (B, C, *S), float32."""
+
+    @abstractmethod
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0 (B, C, *S) back to media, rounded and clipped to what media can be."""
+
+    @abstractmethod
+    def measure(self, media: Iterable[Tensor]) -> None:
+        """Set the whitening from batches of media."""
+
+
+class Whitening(nn.Module):
+    """x0 = (h - mean) / std, per channel. A channel that does not vary keeps deviation 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def _column(self, v: Tensor, like: Tensor) -> Tensor:
+        return v.reshape(1, -1, *[1] * (like.ndim - 2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h (B, C, *S) to x0."""
+        return (h - self._column(self.mean, h)) / self._column(self.std, h)
+
+    def inverse(self, x0: Tensor) -> Tensor:
+        """x0 (B, C, *S) to h."""
+        return x0.float() * self._column(self.std, x0) + self._column(self.mean, x0)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Mean and deviation per channel over all batches of h, in float64 (Chan's parallel update)."""
+        count = 0
+        mean = torch.zeros_like(self.mean, dtype=torch.float64, device="cpu")
+        total = torch.zeros_like(mean)  # sum of squared differences from the mean
+        for batch in batches:
+            values = batch.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
+            n = values.shape[1]
+            here = values.mean(1)
+            delta = here - mean
+            total += (values - here[:, None]).square().sum(1) + delta.square() * (count * n / (count + n))
+            mean += delta * (n / (count + n))
+            count += n
+        if count:
+            std = (total / count).sqrt()
+            self.mean.copy_(mean)
+            self.std.copy_(torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std)))

@@ -1,0 +1,86 @@
+"""A model: a denoiser with its codec and conditioner, and the settings that it is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from sfumato.codecs import Codec
+from sfumato.conditioners import Conditioner
+from sfumato.core import Column, Cond, CondShape, DataInfo, NetDenoiser, Network, Parameterization, Process
+from sfumato.spec import Marks, Spec, parse
+
+
+@final
+class Model(nn.Module):
+    """Everything with weights: what is trained, averaged (EMA), saved and loaded together."""
+
+    def __init__(self, denoiser: NetDenoiser, codec: Codec, conditioner: Conditioner | None, info: DataInfo) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.codec = codec
+        self.conditioner = conditioner
+        self.info = info
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def condition(self, conditions: Mapping[str, Column]) -> Cond | None:
+        """Columns of a batch to a `Cond` on the model's device, None for an unconditional model."""
+        if self.conditioner is None:
+            return None
+        prepared = self.conditioner.prepare(conditions)
+        cond: Cond = self.conditioner({k: v.to(self.device, non_blocking=True) for k, v in prepared.items()})
+        return cond
+
+
+@final
+@dataclass(frozen=True)
+class ModelSpec:
+    """The settings of a `Model`: `config.json` of a model folder."""
+
+    info: DataInfo
+    network: Spec[Network]
+    process: Spec[Process]
+    parameterization: Spec[Parameterization]
+    codec: Spec[Codec]
+    conditioner: Spec[Conditioner] | None = None
+
+    def build(self) -> Model:
+        """A new model with fresh weights (from torch's global generator)."""
+        codec = self.codec.build(self.info)
+        conditioner = self.conditioner.build(self.info) if self.conditioner is not None else None
+        network = self.network.build(codec.shape, conditioner.shape if conditioner is not None else CondShape())
+        denoiser = NetDenoiser(network, self.process.build(), self.parameterization.build())
+        return Model(denoiser, codec, conditioner, self.info)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "info": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.info).items()},
+            "network": self.network.to_dict(),
+            "process": self.process.to_dict(),
+            "parameterization": self.parameterization.to_dict(),
+            "codec": self.codec.to_dict(),
+            "conditioner": None if self.conditioner is None else self.conditioner.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], marks: Marks | None = None) -> ModelSpec:
+        """Read what `to_dict` wrote; raises UserError naming what does not fit."""
+        info: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["info"].items()}
+        conditioner = data.get("conditioner")
+        return ModelSpec(
+            DataInfo(**info),
+            parse(Network, data["network"], path="network", marks=marks),
+            parse(Process, data["process"], path="process", marks=marks),
+            parse(Parameterization, data["parameterization"], path="parameterization", marks=marks),
+            parse(Codec, data["codec"], path="codec", marks=marks),
+            None if conditioner is None else parse(Conditioner, conditioner, path="conditioner", marks=marks),
+        )

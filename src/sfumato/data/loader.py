@@ -1,0 +1,94 @@
+"""Batches of a training run, prepared in the background. The stream is a function of (data, batch size, seed, start)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.core.media import Batch
+from sfumato.core.random import keys, uniform
+from sfumato.data.base import Data
+from sfumato.data.order import Order
+from sfumato.errors import UserError
+
+Loaded = tuple[NDArray[np.int64], Batch]
+
+
+@final
+class Loader(Iterator[Loaded]):
+    """Endless iterator over (global sample numbers (B,), Batch), from sample number `start` on.
+
+    Sample number k is item `Order(len(data), seed)(k)` with the draw of (seed, "augment", k), so the stream is the same
+    for any `threads` and `prefetch`, and resuming needs `start` alone. With `world` processes, a step takes
+    `world * batch_size` consecutive numbers, of which process `rank` gets its own `batch_size`.
+
+    threads: how many batches are made at once; more than 1 helps data sets whose `fetch` is slow Python. prefetch: how
+    many batches may wait. An error of `fetch` is raised by the `next` that would have returned its batch. Use as a
+    context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        *,
+        threads: int = 1,
+        prefetch: int = 2,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size}: must be at least 1")
+        if threads < 1 or prefetch < 1:
+            raise UserError(f"threads = {threads}, prefetch = {prefetch}: both must be at least 1")
+        if start < 0 or not 0 <= rank < world:
+            raise UserError(f"start = {start}, rank = {rank} of {world}: start must be >= 0 and the rank below the world")
+        if len(data) == 0:
+            raise UserError("the training part of the data is empty; lower held_out or give more items")
+        self._data, self._size, self._seed = data, batch_size, seed
+        self._order = Order(len(data), seed)
+        self._next = start + rank * batch_size
+        self._stride = world * batch_size
+        self._depth = max(prefetch, threads)
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._waiting: deque[Future[Loaded]] = deque()
+
+    def __next__(self) -> Loaded:
+        if self._pool is None:
+            raise UserError("the loader is closed; make a new one with start=POSITION")
+        while len(self._waiting) < self._depth:
+            self._waiting.append(self._pool.submit(self._make, self._next))
+            self._next += self._stride
+        try:
+            return self._waiting.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, first: int) -> Loaded:
+        number = np.arange(first, first + self._size, dtype=np.int64)
+        draws = uniform(keys(self._seed, "augment", number))
+        return number, self._data.fetch(self._order(number), draws)
+
+    def close(self) -> None:
+        """Stop the background threads. Idempotent."""
+        pool, self._pool = self._pool, None
+        self._waiting.clear()
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

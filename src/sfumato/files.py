@@ -1,0 +1,212 @@
+"""Writing to disk so that a reader sees the old content or the new, never half of it, and notices every changed byte.
+
+A file or folder is written under a temporary name beside its place, flushed to the disk, and renamed. A folder carries
+`MANIFEST.json` with the size and sha256 of each of its files: a flipped byte in a safetensors file loads without an
+error, so only the manifest can tell.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sfumato.errors import SfumatoError, UserError
+
+MANIFEST = "MANIFEST.json"
+PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})  # files that run code when they are loaded
+_CHUNK = 1 << 20
+
+
+class DiskFullError(SfumatoError):
+    """There was no space left to write a file."""
+
+
+class CorruptError(SfumatoError):
+    """A file is not what its manifest says it is."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into sentences."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            _explain(path, error.errno, error)
+        raise
+    except Exception as error:  # safetensors wraps the system's errors in one of its own, with the number in the text
+        if type(error).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", str(error))):
+            _explain(path, int(found[1]), error)
+        raise
+
+
+def _explain(path: Path, number: int, error: Exception) -> None:
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise DiskFullError(f"{path}: no space left on the disk; free some and run the same command again") from error
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise UserError(f"{path}: can't be written ({os.strerror(number)}); choose another folder") from error
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        raise UserError(f"{path}: can't be written, something else is in its place; choose another name") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents; raises UserError where that is not allowed."""
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace a file as a whole: after a crash it holds the old content or the new."""
+    raw = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with disk_errors(path):
+            with temporary.open("wb") as stream:
+                stream.write(raw)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(final: Path) -> Iterator[Path]:
+    """Fill the folder that is handed out; on leaving, it gets a manifest and takes the place of `final`.
+
+    After an error nothing of it is left and `final` is as it was.
+    """
+    make_folder(final.parent)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with disk_errors(final):
+            temporary.mkdir()
+            yield temporary
+            write_manifest(temporary)
+        publish_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Flush a finished folder to the disk and rename it into place, replacing what was there."""
+    with disk_errors(final):
+        for file in _files(temporary):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        for folder in {file.parent for file in _files(temporary)} | {temporary}:
+            _sync_folder(folder)
+        old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+        if final.exists():
+            final.rename(old)  # a rename does not replace a folder that holds files
+        temporary.rename(final)
+        _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`; what it had moved aside goes back to its place."""
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if found := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", entry.name):
+            final = entry.with_name(found[1])
+            if found[2] == "old" and not final.exists():
+                entry.rename(final)
+            elif entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write MANIFEST.json: {"files": {name: {"size": bytes, "sha256": hexadecimal}}}."""
+    files = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
+        for file in _files(folder)
+        if file.name != MANIFEST
+    }
+    write_atomic(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+
+
+def verify_manifest(folder: Path) -> None:
+    """Raise CorruptError naming the first file that is missing, changed, or not listed; UserError for a pickle."""
+    if not folder.is_dir():
+        raise CorruptError(folder, "there is no such folder")
+    for file in _files(folder):
+        refuse_pickle(file)
+    listed = _read_manifest(folder)
+    for name, entry in listed.items():
+        file = folder / name
+        if not file.is_file():
+            raise CorruptError(file, "is missing")
+        if file.stat().st_size != entry["size"]:
+            raise CorruptError(file, f"has {file.stat().st_size} bytes and should have {entry['size']}")
+        if sha256(file) != entry["sha256"]:
+            raise CorruptError(file, "has changed since it was written (its sha256 differs)")
+
+
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise CorruptError(manifest, "is missing")
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for name, entry in listed.items():
+            path = Path(name)
+            if path.is_absolute() or ".." in path.parts or not {"size", "sha256"} <= set(entry):
+                raise ValueError(name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptError(manifest, "is not a manifest that can be read") from None
+    return dict(listed)
+
+
+def refuse_pickle(file: Path) -> None:
+    """Raise UserError for a file of a kind that runs code when it is loaded."""
+    if file.suffix.lower() in PICKLES:
+        raise UserError(
+            f"{file}: a pickle can run any code when it is loaded and is not read here; convert it to .safetensors"
+        )
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can (Windows has no such call)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from sfumato.data.arrays import Arrays
 from sfumato.data.base import Data, Subset
+from sfumato.data.cifar10 import Cifar10
 from sfumato.data.digits import Digits
+from sfumato.data.find import open_data
+from sfumato.data.folder import Folder
 from sfumato.data.loader import Loader
 from sfumato.data.order import Order
+from sfumato.data.parquet import Parquet
+from sfumato.data.tar import Tar
+from sfumato.data.torch_data import TorchData
 
-__all__ = ["Data", "Digits", "Loader", "Order", "Subset"]
+__all__ = [
+    "Arrays",
+    "Cifar10",
+    "Data",
+    "Digits",
+    "Folder",
+    "Loader",
+    "Order",
+    "Parquet",
+    "Subset",
+    "Tar",
+    "TorchData",
+    "open_data",
+]

@@ -68,7 +68,9 @@ def read_labels(
     if raw.dtype.kind == "f":
         wrong = np.flatnonzero(~np.isfinite(raw) | (raw != np.round(raw)))
         if len(wrong):
-            raise UserError(f"{where}: the label of item {wrong[0]} is {raw[wrong[0]]}; labels must be whole numbers 0..K-1")
+            raise UserError(
+                f"{where}: the label of item {wrong[0]} is {raw[wrong[0]]}; labels must be whole numbers 0..K-1"
+            )
     elif raw.dtype.kind not in "iub":
         raise UserError(f"{where}: labels of type {raw.dtype} are not read; store whole numbers 0..K-1 or names")
     labels = raw.astype(np.int64)
@@ -77,9 +79,13 @@ def read_labels(
     wrong = np.flatnonzero((labels < 0) | (labels >= top))
     if len(wrong):
         i = int(wrong[0])
-        raise UserError(f"{where}: the label of item {i} is {labels[i]}, outside 0..{top - 1}; number the classes from 0")
+        raise UserError(
+            f"{where}: the label of item {i} is {labels[i]}, outside 0..{top - 1}; number the classes from 0"
+        )
     if top > MOST_CLASSES:
-        raise UserError(f"{where}: the largest label is {top - 1}, over {MOST_CLASSES:,} classes; number the classes from 0")
+        raise UserError(
+            f"{where}: the largest label is {top - 1}, over {MOST_CLASSES:,} classes; number the classes from 0"
+        )
     return labels, tuple(names) if names else tuple(str(k) for k in range(top))
 
 
@@ -88,7 +94,9 @@ def _named(values: list[str], where: str, classes: int | None) -> tuple[NDArray[
     whole = all(v.isascii() and v.isdigit() for v in distinct)
     names = sorted(distinct, key=lambda v: (int(v), v)) if whole else sorted(distinct)
     if classes is not None and len(names) > classes:
-        raise UserError(f"{where}: has {len(names)} different labels, but classes = {classes}; set classes={len(names)}")
+        raise UserError(
+            f"{where}: has {len(names)} different labels, but classes = {classes}; set classes={len(names)}"
+        )
     number = {name: k for k, name in enumerate(names)}
     return np.asarray([number[v] for v in values], np.int64), tuple(names)
 

@@ -54,7 +54,8 @@ class Digits(InMemory, name="digits"):
     @cached_property
     def media(self) -> NDArray[np.uint8]:
         """(1797, 1, 8, 8) uint8."""
-        return np.rint(self._file[0][:, None] * (255 / 16)).astype(np.uint8)
+        pixels: NDArray[np.uint8] = np.rint(self._file[0][:, None] * (255 / 16)).astype(np.uint8)
+        return pixels
 
     @cached_property
     def table(self) -> Columns:

@@ -50,7 +50,9 @@ class Loader(Iterator[Loaded]):
         if threads < 1 or prefetch < 1:
             raise UserError(f"threads = {threads}, prefetch = {prefetch}: both must be at least 1")
         if start < 0 or not 0 <= rank < world:
-            raise UserError(f"start = {start}, rank = {rank} of {world}: start must be >= 0 and the rank below the world")
+            raise UserError(
+                f"start = {start}, rank = {rank} of {world}: start must be >= 0 and the rank below the world"
+            )
         if len(data) == 0:
             raise UserError("the training part of the data is empty; lower held_out or give more items")
         self._data, self._size, self._seed = data, batch_size, seed

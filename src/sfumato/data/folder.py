@@ -1,0 +1,256 @@
+"""A folder of pictures: classes by sub-folder, captions beside the pictures or in a metadata file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.base import file_digest
+from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
+from sfumato.data.encoded import Encoded
+from sfumato.data.pictures import EXTENSIONS, BadPicture
+from sfumato.errors import UserError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "val", "valid", "validation", "held_out")
+CAPTION_KEYS = ("caption", "captions", "text", "prompt")
+LABEL_KEYS = ("label", "labels", "class", "category")
+MAX_TEXT = 1 << 20
+_OTHER_PICTURES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".jxl")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Folder(Encoded, name="folder"):
+    """Pictures below a folder, in the order of their names.
+
+    Classes: the first sub-folder, if every picture lies in one and there are two or more. Captions: `name.txt` beside
+    `name.png`, one alternative per line; or `metadata.jsonl` / `metadata.csv` with `file_name` and `caption` (or
+    `text`), `label`, and the columns named in `numbers`. Sub-folders called train and test (or val, validation) are the
+    split. Links to folders are followed, once each.
+    """
+
+    path: str
+    numbers: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def open(self, index: int) -> BinaryIO:
+        try:
+            return self._files[index].open("rb")
+        except OSError as error:
+            raise BadPicture(error.strerror or "can't be opened") from None
+
+    def name_of(self, index: int) -> str:
+        return self._files[index].relative_to(self.path).as_posix()
+
+    def fingerprint(self) -> str:
+        return file_digest([*self._files, *self._metadata_files], Path(self.path))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        said = list(super().problems)
+        if self._others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._others.items()))
+            said.append(f"{kinds} files are not read; convert them to PNG, JPEG or WebP")
+        captions = self.table.captions
+        if captions is not None:
+            without = sum(not options for options in captions)
+            if without:
+                said.append(f"{without} of {len(self)} pictures have no caption")
+        return tuple(said)
+
+    def own_split(self) -> NDArray[np.bool_] | None:
+        if not self._parts:
+            return None
+        return np.asarray([self._relative(f)[0] in TEST_NAMES for f in self._files], np.bool_)
+
+    @cached_property
+    def table(self) -> Columns:
+        """Labels, captions and numbers, from metadata where there is some, else from names and text files."""
+        rows = self._metadata()
+        if rows is None:
+            if self.numbers:
+                raise UserError(
+                    f"{self.path}: numbers = {', '.join(self.numbers)} needs a metadata.jsonl or metadata.csv"
+                )
+            labels, names = self._classes()
+            return Columns(labels, names, self._captions())
+        return self._from_metadata(rows)
+
+    @cached_property
+    def _listing(self) -> tuple[list[Path], Counter[str]]:
+        root = Path(self.path)
+        if not root.is_dir():
+            raise UserError(
+                f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}; give a folder of pictures"
+            )
+        found, others = [], Counter[str]()
+        for file in _walk(root):
+            if file.suffix.lower() in EXTENSIONS:
+                found.append(file)
+            elif file.suffix.lower() in _OTHER_PICTURES:
+                others[file.suffix.lower()] += 1
+        if not found:
+            some = f" ({sum(others.values())} {'/'.join(sorted(others))} files are not read)" if others else ""
+            raise UserError(f"{root}: holds no pictures{some}; put PNG, JPEG, WebP, GIF or BMP files there")
+        return sorted(found, key=lambda f: f.relative_to(root).as_posix()), others
+
+    @property
+    def _files(self) -> list[Path]:
+        return self._listing[0]
+
+    @property
+    def _others(self) -> Counter[str]:
+        return self._listing[1]
+
+    def _relative(self, file: Path) -> tuple[str, ...]:
+        return file.relative_to(self.path).parts
+
+    @cached_property
+    def _parts(self) -> tuple[str, ...]:
+        """The split sub-folders (train, test, ...), if the pictures lie in nothing else."""
+        tops = {parts[0] if len(parts) > 1 else "" for parts in map(self._relative, self._files)}
+        if tops <= {*TRAIN_NAMES, *TEST_NAMES} and tops & {*TRAIN_NAMES} and tops & {*TEST_NAMES}:
+            return tuple(sorted(tops))
+        return ()
+
+    def _classes(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        level = 1 if self._parts else 0
+        inside = [self._relative(f)[level:] for f in self._files]
+        if any(len(parts) < 2 for parts in inside) or len({parts[0] for parts in inside}) < 2:
+            return None, ()
+        return read_labels([parts[0] for parts in inside], self.path)
+
+    def _captions(self) -> list[tuple[str, ...]] | None:
+        listed = []
+        for file in self._files:
+            text = file.with_suffix(".txt")
+            listed.append(read_captions(read_text(text).splitlines(), str(text)) if text.is_file() else ())
+        return listed if any(listed) else None
+
+    @cached_property
+    def _metadata_files(self) -> list[Path]:
+        root = Path(self.path)
+        found = [
+            f for folder in (root, *(root / p for p in self._parts)) for n in METADATA if (f := folder / n).is_file()
+        ]
+        for folder in {f.parent for f in found}:
+            if sum(f.parent == folder for f in found) > 1:
+                raise UserError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
+        return found
+
+    def _metadata(self) -> dict[Path, dict[str, Any]] | None:
+        """The row of every picture that a metadata file names."""
+        known = set(self._files)
+        rows: dict[Path, dict[str, Any]] = {}
+        for file in self._metadata_files:
+            for number, row in _rows(file):
+                name = row.get("file_name")
+                if not isinstance(name, str) or not name:
+                    raise UserError(f"{file}:{number}: has no file_name; every row names its picture")
+                picture = file.parent / name
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise UserError(
+                        f"{file}:{number}: file_name '{name}' points outside the folder; give a path inside it"
+                    )
+                if picture in rows:
+                    raise UserError(f"{file}:{number}: '{name}' has a row already; keep one")
+                if picture not in known:
+                    raise UserError(f"{file}:{number}: there is no picture '{name}'; add the file or delete the row")
+                rows[picture] = row
+        return rows if self._metadata_files else None
+
+    def _from_metadata(self, rows: dict[Path, dict[str, Any]]) -> Columns:
+        where = str(self._metadata_files[0])
+        keys = {key for row in rows.values() for key in row}
+        caption = next((k for k in CAPTION_KEYS if k in keys), None)
+        label = next((k for k in LABEL_KEYS if k in keys), None)
+        for column in (*([label] if label else []), *self.numbers):
+            if column not in keys:
+                raise UserError(f"{where}: has no column '{column}'; its columns are {', '.join(sorted(keys))}")
+            without = [f for f in self._files if rows.get(f, {}).get(column) in (None, "")]
+            if without:
+                raise UserError(
+                    f"{where}: '{self.name_of(self._files.index(without[0]))}' has no '{column}', {len(without)} in all"
+                )
+        listed = [rows.get(f, {}) for f in self._files]
+        captions = [read_captions(row.get(caption), where) for row in listed] if caption else self._captions()
+        labels, names = read_labels(_whole([row[label] for row in listed]), where) if label else self._classes()
+        numbers = (
+            read_numbers([[row[n] for n in self.numbers] for row in listed], self.numbers, where)
+            if self.numbers
+            else None
+        )
+        return Columns(labels, names, captions, numbers, self.numbers)
+
+
+def read_text(file: Path) -> str:
+    """A small UTF-8 text file."""
+    if file.stat().st_size > MAX_TEXT:
+        raise UserError(f"{file}: over 1 MiB is not a caption; give one caption per line")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from None
+
+
+def _whole(values: list[Any]) -> list[Any]:
+    """Labels of a CSV file are text: whole numbers when all of them are."""
+    if all(isinstance(v, str) and v.lstrip("-").isdigit() for v in values):
+        return [int(v) for v in values]
+    if any(isinstance(v, str) for v in values):
+        return [str(v) for v in values]
+    return values
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """All files below a folder; a folder that a loop of links leads to again is left out, and so are hidden ones."""
+    seen = set()
+    for folder, inside, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        yield from (Path(folder) / name for name in files if not name.startswith("."))
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row) of a metadata file."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            if file.suffix == ".csv":
+                reader = csv.DictReader(stream)
+                for row in reader:
+                    if None in row:
+                        raise UserError(f"{file}:{reader.line_num}: has more fields than the first line; quote commas")
+                    yield reader.line_num, row
+                return
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise UserError(f"{file}:{number}: is not a JSON object; one object per line")
+                    yield number, row
+    except (json.JSONDecodeError, csv.Error, RecursionError) as error:
+        raise UserError(f"{file}: not readable ({error}); one JSON object per line, or CSV with a header") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from None

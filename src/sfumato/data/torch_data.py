@@ -1,0 +1,123 @@
+"""Any map-style dataset of torch (Python API)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sfumato.core.media import Batch, Column, DataInfo
+from sfumato.data.base import Data, Draws, Indices, choose_split, digest, expand
+from sfumato.data.columns import read_captions
+from sfumato.errors import UserError
+
+_X = ("x", "image", "images", "pixel_values", "img", "data", "audio")
+_Y = ("label", "labels", "y", "target", "class")
+_CAPTIONS = ("caption", "captions", "text", "prompt")
+
+
+class MapStyle(Protocol):
+    """What `torch.utils.data.Dataset` subclasses of the map style have."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@final
+class TorchData(Data):
+    """Items of a dataset: media alone, (media, label), (media, caption), or a mapping with the usual names.
+
+    Media: a PIL image or uint8 (C, H, W) make an image; any other tensor or array (C, *S) a float32 array; uint8 numpy
+    arrays may have their channels last. The dataset does its own resizing and augmentation. labels: class names; by
+    default the dataset's `classes`, or 0..K-1 with K from its `targets`. held_out: share of the items that training
+    does not see.
+    """
+
+    def __init__(self, dataset: MapStyle, *, labels: tuple[str, ...] = (), held_out: float = 0.05) -> None:
+        self.dataset = dataset
+        if len(dataset) == 0:
+            raise UserError("the dataset is empty; give one with items")
+        self._mask = choose_split(len(dataset), held_out, None)
+        self._names = labels or tuple(map(str, getattr(dataset, "classes", ())))
+        _ = self.info
+
+    @cached_property
+    def info(self) -> DataInfo:
+        """Read from item 0."""
+        media, label, captions = self._item(0)
+        names = self._names
+        if label is not None and not names:
+            targets = np.asarray(getattr(self.dataset, "targets", ()))
+            if targets.size == 0:
+                raise UserError(
+                    "the dataset has labels, but neither 'classes' nor 'targets'; give TorchData(dataset, labels=NAMES)"
+                )
+            names = tuple(map(str, range(int(targets.max()) + 1)))
+        kind = "image" if media.dtype == torch.uint8 and media.ndim == 3 else "array"
+        return DataInfo(tuple(media.shape), kind, names if label is not None else (), captions is not None)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
+        items = [self._item(int(i)) for i in indices]
+        for index, (media, label, _) in zip(indices, items):
+            if tuple(media.shape) != self.info.shape:
+                raise UserError(
+                    f"item {index} has shape {tuple(media.shape)}, item 0 has {self.info.shape}; resize in the dataset"
+                )
+            if label is not None and not 0 <= label < len(self.info.labels):
+                raise UserError(f"the label of item {index} is {label}, outside 0..{len(self.info.labels) - 1}")
+        media = torch.stack([m for m, _, _ in items])
+        conditions: dict[str, Column] = {}
+        if self.info.labels:
+            conditions["label"] = torch.tensor([y for _, y, _ in items], dtype=torch.int64)
+        if self.info.captions:
+            where = expand(draws, "caption").tolist() if draws is not None else [0.0] * len(items)
+            conditions["caption"] = [c[int(u * len(c))] if c else "" for (_, _, c), u in zip(items, where)]
+        return Batch(media if self.info.kind == "image" else media.float(), conditions)
+
+    def held_out_mask(self) -> NDArray[np.bool_]:
+        return self._mask
+
+    def fingerprint(self) -> str:
+        sample = np.unique(np.linspace(0, len(self) - 1, 16).astype(np.int64))
+        return digest(str(len(self)), *(self._item(int(i))[0].numpy().tobytes() for i in sample))
+
+    def _item(self, index: int) -> tuple[Tensor, int | None, tuple[str, ...] | None]:
+        item = self.dataset[index]
+        if isinstance(item, Mapping):
+            x = next((item[k] for k in _X if k in item), None)
+            label = next((item[k] for k in _Y if k in item), None)
+            caption = next((item[k] for k in _CAPTIONS if k in item), None)
+        else:
+            x, *others = item if isinstance(item, tuple | list) else (item,)
+            caption = next((o for o in others if isinstance(o, str | list | tuple)), None)
+            label = next((o for o in others if not isinstance(o, str | list | tuple)), None)
+        if x is None:
+            raise UserError(f"item {index} of the dataset has no media; name it one of {', '.join(_X)}")
+        captions = None if caption is None else read_captions(caption, f"item {index}")
+        return _tensor(x, index), None if label is None else int(label), captions
+
+
+def _tensor(x: Any, index: int) -> Tensor:
+    """Media of one item as (C, *S)."""
+    if isinstance(x, Image.Image):
+        x = np.asarray(x)
+    if isinstance(x, np.ndarray):
+        if x.dtype == np.uint8 and (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] <= 4 < x.shape[0])):
+            x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        shown = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise UserError(f"item {index} of the dataset has {shown}; media are images or tensors (C, *S)")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise UserError(f"item {index} of the dataset holds NaN or infinite values; remove or repair it")
+    return x

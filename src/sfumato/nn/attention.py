@@ -1,0 +1,69 @@
+"""Attention over tokens (B, N, C): to themselves and to a condition's tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.nn.embed import rotate
+from sfumato.nn.layers import zero
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of tokens to themselves; optional rotary positions and RMS-normalised queries and keys.
+
+    x: (B, N, C); angles: (N, head_dim // 2) from `rope_angles`; mask: (B, N) bool, True where a token is real.
+    qk_norm: Henry et al., "Query-Key Normalization", 2020, with the RMS norm of Dehghani et al., "ViT-22B", 2023.
+    The output projection starts at zero when `zero_out`.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False, zero_out: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.out = nn.Linear(width, width)
+        if zero_out:
+            zero(self.out)
+
+    def forward(self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        allowed = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens x (B, N, C) to a condition's tokens (B, L, Dc).
+
+    One learned key and value is always visible beside the condition's: a head can look at nothing, and a sample whose
+    tokens are all masked out gets a finite answer. The output projection starts at zero.
+    """
+
+    def __init__(self, width: int, tokens: int, heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(tokens)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(tokens, 2 * width)
+        self.nothing = nn.Parameter(torch.zeros(2 * width))
+        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.out = zero(nn.Linear(width, width))
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(self.norm(tokens.to(self.norm.weight.dtype)))
+        kv = torch.cat([self.nothing.to(kv.dtype).expand(len(kv), 1, -1), kv], 1)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        allowed = None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,109 @@
+"""Small parts that the networks share: convolutions for 1, 2 and 3 dimensions, group norm, checks of the input.
+
+Inside a network a field is (B, C, *S) in channels-last memory, and a 1-D field is a 2-D field of height 1: those are
+the layouts for which every backend has its fastest convolutions, and in them (B, C, *S) to tokens (B, N, C) is a view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.cond import Cond, CondShape
+from sfumato.errors import UserError
+
+
+def zero(module: Any) -> Any:
+    """Set all parameters of a module to zero (the last layer of a residual branch starts as 'no change')."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def to_inner(x: Tensor) -> Tensor:
+    """(B, C, *S) to the layout used inside: height 1 added to 1-D, channels-last memory."""
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
+    """A convolution of `dims` dimensions for the inner layout, padded so that stride 1 keeps the size."""
+    if dims == 3:
+        wide = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2)
+        return wide.to(memory_format=torch.channels_last_3d)
+    shape, steps = (kernel, kernel), (stride, stride)
+    if dims == 1:
+        shape, steps = (1, kernel), (1, stride)
+    made = nn.Conv2d(inputs, outputs, shape, steps, (shape[0] // 2, shape[1] // 2))
+    return made.to(memory_format=torch.channels_last)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, *S) to (B, N, C); no copy for channels-last memory."""
+    return x.movedim(1, -1).flatten(1, -2)
+
+
+def to_field(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, N, C) to (B, C, *size) in channels-last memory; no copy."""
+    return tokens.unflatten(1, tuple(size)).movedim(-1, 1)
+
+
+def norm_groups(channels: int, most: int = 32, least_channels: int = 4) -> int:
+    """The largest number of groups up to `most` that divides the channels and leaves 4 channels in a group."""
+    top = max(1, min(most, channels // least_channels))
+    return next(g for g in range(top, 0, -1) if channels % g == 0)
+
+
+def head_count(channels: int, head_dim: int | None) -> int:
+    """Heads of an attention layer; None takes the widest head of at most 64 channels that divides them."""
+    if head_dim is None:
+        head_dim = next(d for d in range(min(64, channels), 0, -1) if channels % d == 0)
+    if head_dim < 1 or channels % head_dim:
+        options = ", ".join(str(d) for d in range(8, channels + 1) if channels % d == 0)
+        raise UserError(
+            f"head_dim = {head_dim} does not divide the {channels} channels of a level; use one of {options}"
+        )
+    return channels // head_dim
+
+
+def check_shape(shape: Sequence[int], name: str) -> None:
+    """A network is built for (C, L), (C, H, W) or (C, D, H, W), all at least 1."""
+    if len(shape) not in (2, 3, 4) or min(shape, default=0) < 1:
+        raise UserError(
+            f"{name} takes data of shape (C, L), (C, H, W) or (C, D, H, W) with every size at least 1, not {tuple(shape)}"
+        )
+
+
+def check_positive(name: str, **settings: float) -> None:
+    """Refuse settings below 1 by name."""
+    for key, value in settings.items():
+        if value < 1:
+            raise UserError(f"{name}: {key} = {value} must be at least 1")
+
+
+def check_input(x: Tensor, noise: Tensor, cond: Cond | None, shape: Sequence[int], needs: CondShape) -> None:
+    """Raise a readable error when the input is not what the network was built for. Reads shapes only."""
+    if x.ndim != len(shape) + 1 or x.shape[1] != shape[0]:
+        raise UserError(f"the network was built for samples of shape {tuple(shape)} and got {tuple(x.shape[1:])}")
+    if noise.shape != x.shape[:1]:
+        raise UserError(f"the network takes one noise level a sample, shape ({len(x)},), and got {tuple(noise.shape)}")
+    for part in ("vector", "tokens", "concat"):
+        value: Tensor | None = None if cond is None else getattr(cond, part)
+        want: int = getattr(needs, part)
+        have = 0 if value is None else value.shape[1 if part == "concat" else -1]
+        if have != want:
+            raise UserError(
+                f"the network was built for a condition with {part} of width {want} and got width {have}; "
+                "build it with the conditioner's shape, and pass its null(n) where nothing is asked for"
+            )
+
+
+def kaiming_(parameter: Tensor, fan_in: int) -> Tensor:
+    """Uniform in +-1/sqrt(fan_in), what torch's Linear and Conv start from."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.init.uniform_(parameter, -bound, bound)

@@ -10,6 +10,14 @@ from sfumato.nn.embed import rotate
 from sfumato.nn.layers import zero
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: q (B, heads, N, D), k and v (B, heads, L, D), mask (B, L), returns (B, N, heads D)."""
+    allowed = None if mask is None else mask[:, None, None, :]
+    # Under autocast a norm leaves q and k in float32 beside a v of 16 bits.
+    mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=allowed)
+    return mixed.transpose(1, 2).flatten(2)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens to themselves; optional rotary positions and RMS-normalised queries and keys.
 
@@ -29,14 +37,14 @@ class SelfAttention(nn.Module):
             zero(self.out)
 
     def forward(self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        batch, n, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        allowed = None if mask is None else mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=allowed)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(attend(q, k, v, mask))
+        return out
 
 
 class CrossAttention(nn.Module):
@@ -58,12 +66,12 @@ class CrossAttention(nn.Module):
         self.out = zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, n, _ = x.shape
+        q = self.q(x).view(batch, n, self.heads, -1).transpose(1, 2)
         kv = self.kv(self.norm(tokens.to(self.norm.weight.dtype)))
-        kv = torch.cat([self.nothing.to(kv.dtype).expand(len(kv), 1, -1), kv], 1)
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        kv = torch.cat([self.nothing.to(kv.dtype).expand(batch, 1, -1), kv], 1)
+        k, v = kv.view(batch, kv.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        allowed = None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=allowed)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(attend(q, k, v, None if mask is None else F.pad(mask, (1, 0), value=True)))
+        return out

@@ -6,9 +6,8 @@ the layouts for which every backend has its fastest convolutions, and in them (B
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,11 @@ from torch import Tensor, nn
 from sfumato.core.cond import Cond, CondShape
 from sfumato.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C", nn.Conv2d, nn.Conv3d)
 
-def zero(module: Any) -> Any:
+
+def zero(module: M) -> M:
     """Set all parameters of a module to zero (the last layer of a residual branch starts as 'no change')."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -34,13 +36,17 @@ def to_inner(x: Tensor) -> Tensor:
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d | nn.Conv3d:
     """A convolution of `dims` dimensions for the inner layout, padded so that stride 1 keeps the size."""
     if dims == 3:
-        wide = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2)
-        return wide.to(memory_format=torch.channels_last_3d)
+        return _channels_last(nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2))
     shape, steps = (kernel, kernel), (stride, stride)
     if dims == 1:
         shape, steps = (1, kernel), (1, stride)
-    made = nn.Conv2d(inputs, outputs, shape, steps, (shape[0] // 2, shape[1] // 2))
-    return made.to(memory_format=torch.channels_last)
+    return _channels_last(nn.Conv2d(inputs, outputs, shape, steps, (shape[0] // 2, shape[1] // 2)))
+
+
+def _channels_last(made: C) -> C:
+    layout = torch.channels_last if made.weight.ndim == 4 else torch.channels_last_3d
+    made.weight = nn.Parameter(made.weight.detach().contiguous(memory_format=layout))
+    return made
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_field(tokens: Tensor, size: Sequence[int]) -> Tensor:
     """(B, N, C) to (B, C, *size) in channels-last memory; no copy."""
-    return tokens.unflatten(1, tuple(size)).movedim(-1, 1)
+    return tokens.reshape(len(tokens), *size, tokens.shape[-1]).movedim(-1, 1)
 
 
 def norm_groups(channels: int, most: int = 32, least_channels: int = 4) -> int:
@@ -101,9 +107,3 @@ def check_input(x: Tensor, noise: Tensor, cond: Cond | None, shape: Sequence[int
                 f"the network was built for a condition with {part} of width {want} and got width {have}; "
                 "build it with the conditioner's shape, and pass its null(n) where nothing is asked for"
             )
-
-
-def kaiming_(parameter: Tensor, fan_in: int) -> Tensor:
-    """Uniform in +-1/sqrt(fan_in), what torch's Linear and Conv start from."""
-    bound = 1 / math.sqrt(fan_in)
-    return nn.init.uniform_(parameter, -bound, bound)

@@ -61,7 +61,8 @@ class ResBlock(nn.Module):
             h = self.norm2(h, *mod.chunk(2, 1), act=True)
         if self.drop is not None:
             h = self.drop(h)
-        return self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
+        out: Tensor = self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
+        return out
 
 
 class FieldAttention(nn.Module):
@@ -92,7 +93,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         x = self.res(x, mod)
-        return x if self.attention is None else self.attention(x, tokens, mask)
+        if self.attention is not None:
+            x = self.attention(x, tokens, mask)
+        return x
 
 
 class Down(nn.Module):
@@ -103,7 +106,8 @@ class Down(nn.Module):
         self.conv = conv(dims, channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class Up(nn.Module):
@@ -120,7 +124,8 @@ class Up(nn.Module):
             for axis, n in enumerate(size, start=2):
                 x = x.narrow(axis, 0, n)
             x = to_inner(x)
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class UNet(Network, name="unet"):

@@ -1,0 +1,173 @@
+"""A diffusion transformer for 1, 2 and 3 dimensions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.core.cond import Cond, CondShape
+from sfumato.core.network import Network
+from sfumato.errors import UserError
+from sfumato.nn.attention import CrossAttention, SelfAttention
+from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_angles, sinusoids
+from sfumato.nn.layers import check_input, check_positive, check_shape, zero
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LN(x) (1 + scale) + shift, the norm without weights of its own. x: (B, N, C); shift, scale: (B, C)."""
+    return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale[:, None])
+
+
+class DiTBlock(nn.Module):
+    """Attention, cross-attention where the condition has tokens, and an MLP, modulated by the noise level (adaLN-zero).
+
+        x = x + g1 Attention(modulate(x, b1, s1));  x = x + Cross(LN(x), tokens);  x = x + g2 MLP(modulate(x, b2, s2))
+
+    with (b1, s1, g1, b2, s2, g2) = W e + b, W = b = 0 at the start, so that every block starts as the identity.
+    x: (B, N, C); emb: (B, C), SiLU taken. Peebles & Xie, "DiT", 2022, section 3.2; cross-attention as in PixArt-alpha.
+    """
+
+    def __init__(self, width: int, heads: int, tokens: int, hidden: int, qk_norm: bool, dropout: float) -> None:
+        super().__init__()
+        self.modulation = zero(nn.Linear(width, 6 * width))
+        self.attention = SelfAttention(width, heads, qk_norm=qk_norm, zero_out=False)
+        self.cross_norm = nn.LayerNorm(width, eps=1e-6) if tokens else None
+        self.cross = CrossAttention(width, tokens, heads, qk_norm=qk_norm) if tokens else None
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(
+        self, x: Tensor, emb: Tensor, angles: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        b1, s1, g1, b2, s2, g2 = self.modulation(emb).chunk(6, -1)
+        x = torch.addcmul(x, g1[:, None], self.drop(self.attention(modulate(x, b1, s1), angles)))
+        if self.cross is not None and self.cross_norm is not None and tokens is not None:
+            x = x + self.cross(self.cross_norm(x), tokens, mask)
+        hidden = F.gelu(self.mlp_in(modulate(x, b2, s2)), approximate="tanh")
+        return torch.addcmul(x, g2[:, None], self.drop(self.mlp_out(hidden)))
+
+
+class DiT(Network, name="dit"):
+    """Diffusion transformer over patches, for (C, L), (C, H, W) and (C, D, H, W) of any size.
+
+    width: channels of a token; depth: blocks; heads: attention heads, width / heads channels each; mlp_ratio: hidden
+    width of the MLP over `width`.
+    patch: side of a patch along every axis, or one number an axis. Sizes that it does not divide are padded with zeros
+    at the end and the output is cropped.
+    qk_norm: RMS norm of queries and keys. rope_base: the slowest rotary wavelength is 2 pi times about this many
+    patches. absolute: also add fixed sinusoids of the position to the tokens (rotary positions alone are relative).
+
+    A condition's `tokens` are attended to in every block; `vector` joins the noise embedding; `concat` joins the input.
+    Output: (B, C, *S), exactly 0 at initialisation. Cost: 24 depth width^2 + 4 depth N width operations a token.
+    Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022; Su et al., "RoFormer", 2021.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        cond: CondShape,
+        *,
+        width: int = 192,
+        depth: int = 6,
+        heads: int = 6,
+        patch: int | tuple[int, ...] = 2,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = True,
+        rope_base: float = 100.0,
+        absolute: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_shape(shape, "dit")
+        dims = len(shape) - 1
+        sides = (patch,) * dims if isinstance(patch, int) else tuple(patch)
+        if len(sides) != dims:
+            raise UserError(f"dit: patch = {sides} has {len(sides)} entries for {dims} dimensions; give one, or {dims}")
+        check_positive("dit", width=width, depth=depth, heads=heads, patch=min(sides), mlp_width=int(mlp_ratio * width))
+        _check_heads(width, heads)
+        if not 0 <= dropout < 1:
+            raise UserError(f"dit: dropout = {dropout} must be at least 0 and below 1")
+        if rope_base <= 1:
+            raise UserError(f"dit: rope_base = {rope_base} must be above 1")
+        self.shape, self.cond, self.patch = tuple(shape), cond, sides
+        self.head_dim, self.rope_base, self.absolute = width // heads, rope_base, absolute
+        cells = math.prod(sides)
+        self.embed = NoiseEmbedding(width, width, cond.vector)
+        self.stem = nn.Linear((shape[0] + cond.concat) * cells, width)
+        hidden = int(mlp_ratio * width)
+        self.layers = nn.ModuleList(DiTBlock(width, heads, cond.tokens, hidden, qk_norm, dropout) for _ in range(depth))
+        for module in self.modules():
+            if isinstance(module, DiTBlock):
+                for linear in (module.attention.qkv, module.attention.out, module.mlp_in, module.mlp_out):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.head = zero(nn.Linear(width, shape[0] * cells))
+
+    @property
+    def blocks(self) -> list[DiTBlock]:
+        """The repeated blocks in the order in which they run: units for compilation, checkpointing and sharding."""
+        return [layer for layer in self.layers if isinstance(layer, DiTBlock)]
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
+        check_input(x, noise, cond, self.shape, self.cond)
+        cond = cond if cond is not None else Cond()
+        size = x.shape[2:]
+        if cond.concat is not None:
+            x = torch.cat([x, cond.concat.to(x.dtype)], 1)
+        tokens, grid = patchify(x, self.patch)
+        h = self.stem(tokens.to(self.stem.weight.dtype))
+        positions = grid_positions(grid, x.device)
+        if self.absolute:
+            h = h + _absolute(positions, h.shape[-1]).to(h.dtype)
+        angles = rope_angles(positions, self.head_dim, self.rope_base)
+        emb = self.embed(noise, cond.vector)
+        for block in self.layers:
+            h = block(h, emb, angles, cond.tokens, cond.mask)
+        out = self.head(modulate(h, *self.modulation(emb).chunk(2, -1)))
+        return unpatchify(out, self.patch, grid, size)
+
+
+def patchify(x: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """(B, C, *S) to tokens (B, N, C prod(patch)) and the grid of patches; zeros at the end where S is not divisible."""
+    batch, channels, *size = x.shape
+    grid = tuple(-(-n // p) for n, p in zip(size, patch))
+    short = [g * p - n for n, p, g in zip(size, patch, grid)]
+    if any(short):
+        x = F.pad(x, [e for s in reversed(short) for e in (0, s)])
+    dims = len(patch)
+    x = x.reshape(batch, channels, *[n for pair in zip(grid, patch) for n in pair])
+    x = x.permute(0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2))
+    return x.reshape(batch, math.prod(grid), channels * math.prod(patch)), grid
+
+
+def unpatchify(tokens: Tensor, patch: tuple[int, ...], grid: tuple[int, ...], size: torch.Size) -> Tensor:
+    """The inverse of `patchify`, cropped to `size`."""
+    dims = len(patch)
+    x = tokens.reshape(len(tokens), *grid, -1, *patch)
+    order = [n for a in range(dims) for n in (1 + a, 2 + dims + a)]
+    x = x.permute(0, 1 + dims, *order).reshape(len(tokens), -1, *[g * p for g, p in zip(grid, patch)])
+    for axis, n in enumerate(size, start=2):
+        x = x.narrow(axis, 0, n)
+    return x.contiguous()
+
+
+def _absolute(positions: Tensor, width: int) -> Tensor:
+    """Fixed sinusoids of each coordinate side by side, (N, width); channels left over are zero."""
+    axes = positions.shape[1]
+    each = width // axes
+    return F.pad(sinusoids(positions, each).flatten(1), (0, width - axes * each))
+
+
+def _check_heads(width: int, heads: int) -> None:
+    fitting = [h for h in range(1, width // 2 + 1) if width % h == 0 and (width // h) % 2 == 0]
+    if heads not in fitting:
+        nearest = min(fitting, key=lambda h: abs(h - heads)) if fitting else None
+        remedy = f"use heads={nearest}, or another width" if nearest else "use an even width"
+        raise UserError(
+            f"dit: heads = {heads} does not split width = {width} into heads of an even number of channels; {remedy}"
+        )

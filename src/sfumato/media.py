@@ -21,6 +21,7 @@ _INKS = ("#1f4e9c", "#c2452d", "#2d8a4e", "#8a4ea8", "#b8860b", "#3a3a3a")
 _PLOT = (192, 96)
 _SHOWN = 96  # pictures below this are enlarged by a whole factor, so that a person can see them
 _FONT = 11
+_LINES = 4
 
 
 def to_image(x: Tensor | NDArray[Any]) -> Image.Image:
@@ -148,4 +149,4 @@ def _checker(size: tuple[int, int]) -> Image.Image:
 
 def _wrapped(caption: str, wide: int) -> list[str]:
     lines = textwrap.wrap(caption, max(8, int(wide / (_FONT * 0.52)))) or [""]
-    return lines[:3] if len(lines) <= 3 else [*lines[:2], lines[2][:-1] + "…"]
+    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], lines[_LINES - 1][:-1] + "…"]

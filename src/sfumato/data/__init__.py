@@ -11,6 +11,9 @@ from sfumato.data.folder import Folder
 from sfumato.data.loader import Loader
 from sfumato.data.order import Order
 from sfumato.data.parquet import Parquet
+from sfumato.data.preview import preview, summary
+from sfumato.data.shapes import Shapes
+from sfumato.data.shapes_reader import Seen, matches, matches_many, read_shapes
 from sfumato.data.tar import Tar
 from sfumato.data.torch_data import TorchData
 
@@ -23,8 +26,15 @@ __all__ = [
     "Loader",
     "Order",
     "Parquet",
+    "Seen",
+    "Shapes",
     "Subset",
     "Tar",
     "TorchData",
+    "matches",
+    "matches_many",
     "open_data",
+    "preview",
+    "read_shapes",
+    "summary",
 ]

@@ -47,9 +47,8 @@ def summary(data: Data, seed: int = 0) -> str:
     if not isinstance(data, Subset):
         held_out = int(data.held_out_mask().sum())
         lines.append(f"split: {len(data) - held_out:,} to train on, {held_out:,} held out")
-    lines.append(
-        f"values: {media.min():g} to {media.max():g}, mean {media.mean():.4g}, deviation {media.std():.4g} (of {len(chosen)} items)"
-    )
+    spread = f"mean {media.mean():.4g}, deviation {media.std():.4g}"
+    lines.append(f"values: {media.min():g} to {media.max():g}, {spread} (of {len(chosen)} items)")
     lines += _classes(data)
     if info.captions:
         shown = data.columns(chosen[:_CAPTIONS_SHOWN])["caption"]

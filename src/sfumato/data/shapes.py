@@ -75,9 +75,10 @@ def held_out_combinations() -> NDArray[np.bool_]:
 class Shapes(Data, name="shapes"):
     """`count` pictures of one or two shapes on a light background, RGB, each a function of (seed, index).
 
-    Circles, squares, triangles and crosses, small and large, in eight colours; two of them stand above, below, left of or right of
-    one another. Every picture has five wordings of its caption. Held out: the pictures of 205 combinations of (colour,
-    shape, relation, colour, shape) of the 2,048, none of which is in the training part. size: side in pixels.
+    Circles, squares, triangles and crosses, small and large, in eight colours; two of them stand above, below, left of
+    or right of one another. Every picture has five wordings of its caption. Held out: the pictures of 205 combinations
+    of (colour, shape, relation, colour, shape) of the 2,048, none of which is in the training part. size: side in
+    pixels.
     """
 
     size: int = 32
@@ -178,7 +179,8 @@ class _Plan:
     def held_out(self) -> NDArray[np.bool_]:
         """(N,) True for pictures of a held-out combination."""
         (_, c1, s1), (_, c2, s2) = self.ordered[:, 0].T, self.ordered[:, 1].T
-        return held_out_combinations()[self.relation // 2, c1, s1, c2, s2] & (self.relation >= 0)
+        unseen = held_out_combinations()[self.relation // 2, c1, s1, c2, s2]
+        return np.asarray(unseen & (self.relation >= 0))
 
     def describe(self, index: int) -> Described:
         colours = tuple(COLOURS)

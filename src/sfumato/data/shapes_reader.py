@@ -72,11 +72,11 @@ def shows(seen: Sequence[Seen], caption: str) -> bool:
     asked = understand(caption)
     if len(seen) != len(asked.things):
         return False
-    for order in permutations(seen):
-        if all(s.is_a(t) for s, t in zip(order, asked.things)):
-            if asked.relation is None or relation_of(order[0], order[1]) == asked.relation:
-                return True
-    return False
+    return any(
+        all(s.is_a(t) for s, t in zip(order, asked.things))
+        and (asked.relation is None or relation_of(order[0], order[1]) == asked.relation)
+        for order in permutations(seen)
+    )
 
 
 def relation_of(first: Seen, second: Seen) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ class Conditioner(nn.Module, Registered, ABC, family="conditioner"):
     trained part and sees tensors only, so it compiles and runs on the device.
     """
 
-    columns: ClassVar[tuple[str, ...]]  # the columns of a batch that it reads
+    columns: tuple[str, ...]  # the columns of a batch that it reads
 
     @property
     @abstractmethod

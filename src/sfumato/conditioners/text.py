@@ -1,0 +1,108 @@
+"""Text in any language to tokens and a vector: a byte-level encoder that is trained with the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.conditioners.base import Conditioner
+from sfumato.core.cond import Cond, CondShape
+from sfumato.core.media import Column, DataInfo
+from sfumato.errors import UserError
+from sfumato.nn import SelfAttention, grid_positions, rope_angles
+
+_PAD, _NULL, _VOCABULARY = 256, 257, 258  # 0 to 255 are bytes
+_ROUND = 8  # lengths are rounded up, so that a compiled network meets few of them
+
+
+class TextBlock(nn.Module):
+    """Pre-norm transformer block: x + Attention(LN x), then x + MLP(LN x)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, zero_out=False)
+        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), angles, mask)
+        out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
+        return out
+
+
+class Text(Conditioner, name="text"):
+    """UTF-8 bytes through a small transformer. Reads `caption`: B texts; an empty one means 'anything'.
+
+    Gives `tokens` (B, L, width) with their mask, L = the longest text of the batch in bytes rounded up to a multiple
+    of 8, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
+    length: the longest text taken, in bytes (a letter of English is one, of Greek two, of Chinese three). Longer texts
+    are refused, never cut. depth: transformer blocks; heads: attention heads, which must divide width evenly.
+    Bytes as tokens: Xue et al., "ByT5", 2021.
+    """
+
+    columns = ("caption",)
+
+    def __init__(self, info: DataInfo, *, width: int = 128, depth: int = 2, heads: int = 4, length: int = 64) -> None:
+        super().__init__()
+        if not info.captions:
+            raise UserError("the data has no captions; use another conditioner, or conditioner=none")
+        for name, value in (("width", width), ("depth", depth), ("heads", heads), ("length", length)):
+            if value < 1:
+                raise UserError(f"text: {name} = {value} must be at least 1")
+        if width % (2 * heads):
+            raise UserError(f"text: width = {width} must be a multiple of 2 heads = {2 * heads}")
+        self.width, self.length, self.head_dim = width, length, width // heads
+        self.table = nn.Embedding(_VOCABULARY, width)
+        self.layers = nn.ModuleList(TextBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.pool = nn.Linear(width, width)
+
+    @property
+    def shape(self) -> CondShape:
+        return CondShape(vector=self.width, tokens=self.width)
+
+    def prepare(self, conditions: Mapping[str, Column]) -> dict[str, Tensor]:
+        column = conditions.get("caption")
+        if column is None or isinstance(column, Tensor):
+            raise UserError("the text conditioner needs a 'caption', a text for every sample")
+        if isinstance(column, str):
+            raise UserError(f"captions come as one a sample, not as the single text '{column}'; write ['{column}']")
+        coded = [self._bytes(text) for text in column]
+        longest = max(map(len, coded), default=1)
+        ids = torch.full((len(coded), -(-longest // _ROUND) * _ROUND), _PAD, dtype=torch.int64)
+        for row, code in zip(ids, coded):
+            row[: len(code)] = torch.tensor(code)
+        return {"caption": ids}
+
+    def _bytes(self, text: object) -> list[int]:
+        if not isinstance(text, str):
+            raise UserError(f"a caption must be text, not {text!r}")
+        try:
+            code = list(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise UserError(f"the prompt {text!r} holds characters that are not valid Unicode text") from None
+        if len(code) > self.length:
+            start = text if len(text) <= 40 else text[:40] + "..."
+            raise UserError(
+                f"the prompt '{start}' is {len(code)} bytes long and this model reads {self.length}: "
+                f"shorten it, or train with conditioner.length={-(-len(code) // _ROUND) * _ROUND}"
+            )
+        return code or [_NULL]
+
+    def forward(self, prepared: Mapping[str, Tensor]) -> Cond:
+        ids = prepared["caption"]
+        mask = ids != _PAD
+        angles = rope_angles(grid_positions((ids.shape[1],), ids.device), self.head_dim, base=10_000.0)
+        x = self.table(ids)
+        for layer in self.layers:
+            x = layer(x, angles, mask)
+        real = mask[:, :, None].to(x.dtype)
+        tokens = self.norm(x) * real
+        return Cond(vector=self.pool(tokens.sum(1) / real.sum(1)), tokens=tokens, mask=mask)
+
+    def null(self, n: int) -> Cond:
+        one = self({"caption": torch.tensor([[_NULL]], device=self.table.weight.device)})
+        return Cond(*(None if p is None else p.expand(n, *p.shape[1:]) for p in (one.vector, one.tokens, one.mask)))

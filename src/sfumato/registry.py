@@ -28,6 +28,9 @@ _HOMES: dict[str, str] = {
     "codec": "sfumato.codecs",
     "conditioner": "sfumato.conditioners",
     "data": "sfumato.data",
+    "sampling": "sfumato.pipeline",
+    "training": "sfumato.train",
+    "recipe": "sfumato.recipes",
 }
 
 

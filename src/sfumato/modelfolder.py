@@ -1,0 +1,210 @@
+"""The model folder: what a trained model is on disk.
+
+    model.safetensors   the averaged weights, and the codec's measured buffers
+    config.json         {"format": 1, "sfumato": version, "model": ..., "sampling": ..., "trained": ...}
+    README.md           the model card
+    MANIFEST.json       size and sha256 of each file, checked when the folder is read
+
+Tensors and JSON only: nothing in it can run code. `config.json` may name registered types alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import sfumato
+from sfumato.core import DataInfo
+from sfumato.errors import UserError
+from sfumato.files import PICKLES, CorruptError, refuse_pickle, replacing_folder, verify_manifest
+from sfumato.model import Model, ModelSpec
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+_NAMED = 6  # tensors listed in an error
+
+
+@final
+@dataclass(frozen=True)
+class Stored:
+    """What a model folder holds: the model with its weights, and the plain data beside it."""
+
+    model: Model
+    spec: ModelSpec
+    sampling: Mapping[str, Any]
+    trained: Mapping[str, Any]
+
+
+def find_folder(path: str | Path) -> Path:
+    """The model folder meant by a path: itself, or `model/` of a run folder. Raises UserError naming what is missing."""
+    folder = Path(path)
+    if folder.is_file():
+        refuse_pickle(folder)
+        raise UserError(f"{folder}: a model is a folder with {WEIGHTS} and {CONFIG}; give the folder, not a file of it")
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such model or run; `sfumato runs list` shows the runs that there are")
+    if (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
+        return folder
+    if (folder / "model").is_dir():
+        return folder / "model"
+    if (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: this run has saved no model yet; let `sfumato train {folder}` reach a checkpoint")
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in PICKLES:
+            refuse_pickle(file)
+    raise UserError(f"{folder}: not a model or run folder, it has no {CONFIG}; give a folder that sfumato has written")
+
+
+def save(
+    folder: str | Path,
+    model: Model,
+    spec: ModelSpec,
+    *,
+    sampling: Mapping[str, Any],
+    trained: Mapping[str, Any],
+    card: str | None = None,
+) -> Path:
+    """Write a model folder as a whole, replacing an older one; any other folder that holds files is left alone."""
+    final = Path(folder)
+    if final.exists() and not (final.is_dir() and ((final / CONFIG).is_file() or not any(final.iterdir()))):
+        raise UserError(f"{final}: something else is there, not an older model; choose another folder")
+    trained = json.loads(json.dumps(trained, default=str))
+    config = {
+        "format": FORMAT,
+        "sfumato": sfumato.__version__,
+        "model": spec.to_dict(),
+        "sampling": dict(sampling),
+        "trained": trained,
+    }
+    with replacing_folder(final) as temporary:
+        save_file(_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = card if card is not None else write_card(final, model, config)
+        (temporary / CARD).write_text(text, encoding="utf-8")
+    return final
+
+
+def load(path: str | Path) -> Stored:
+    """Read and check a model folder. Leaves torch's global generator as it was."""
+    folder = find_folder(path)
+    verify_manifest(folder)
+    config = read_config(folder)
+    spec = _model_spec(config, folder / CONFIG)
+    with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten at once
+        model = spec.build()
+    fit(model, read_tensors(folder), folder / WEIGHTS)
+    return Stored(model, spec, config.get("sampling") or {}, config.get("trained") or {})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, with its format checked."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CorruptError(file, "is missing") from None
+    except (ValueError, RecursionError):
+        raise CorruptError(file, "is not JSON that can be read") from None
+    number = config.get("format") if isinstance(config, dict) else None
+    if not isinstance(number, int):
+        raise CorruptError(file, "has no 'format' and is not the config of a sfumato model")
+    if number > FORMAT:
+        raise UserError(
+            f"{file}: format {number} is newer than this sfumato reads ({FORMAT}); run `pip install -U sfumato`"
+        )
+    return dict(config)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors` on the CPU."""
+    file = folder / WEIGHTS
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise CorruptError(file, "is missing") from None
+    except SafetensorError as error:
+        raise CorruptError(file, f"is not a safetensors file that can be read ({error})") from None
+
+
+def fit(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Copy tensors into a module of exactly these names and shapes; raises UserError naming each that does not fit."""
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
+    wrong += [f"{name} is not part of the model" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {_size(tensors[name])} and should be {_size(own[name])}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise UserError(f"{where}: these weights belong to other settings: {'; '.join(wrong[:_NAMED])}{more}")
+    module.load_state_dict(dict(tensors))
+
+
+def write_card(folder: Path, model: Model, config: Mapping[str, Any]) -> str:
+    """The model card: what it is, what it was trained on, how to use it."""
+    spec, trained, info = config["model"], config["trained"], model.info
+    name = folder.resolve().parent.name if folder.name == "model" else folder.name
+    shown = folder.name if folder.is_absolute() else folder.as_posix()  # no path of the machine that it was made on
+    count = sum(p.numel() for p in model.parameters())
+    given = {"caption": 'prompt="..."', "label": "label=0", "number": "number=0.5"}
+    columns = () if model.conditioner is None else model.conditioner.columns
+    ask = ", ".join([*(given[c] for c in columns if c in given), "seed=0"])
+    facts = {
+        "makes": f"{info.kind} of shape {' x '.join(map(str, info.shape))}",
+        "asked by": ", ".join(columns) or "nothing: unconditional",
+        "network": f"{spec['network']['type']}, {count:,} parameters with codec and conditioner",
+        "process, parameterization": f"{spec['process']['type']}, {spec['parameterization']['type']}",
+        **{key: json.dumps(value, ensure_ascii=False) for key, value in trained.items()},
+        "written by": f"sfumato {config['sfumato']}",
+    }
+    table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items())
+    return (
+        f"---\nlibrary_name: sfumato\ntags: [diffusion]\n---\n\n# {_cell(name)}\n\n"
+        f"A diffusion model trained with sfumato.\n\n| | |\n| --- | --- |\n{table}\n\n"
+        "```python\nfrom sfumato import Pipeline\n\n"
+        f"pipeline = Pipeline.from_pretrained({json.dumps(shown)})\npipeline({ask}).images[0]\n```\n\n"
+        "The weights are in `model.safetensors`, every setting in `config.json`; `MANIFEST.json` has each file's sha256.\n"
+        "The licence of the training data holds for what the model makes.\n"
+    )
+
+
+def _cell(value: str) -> str:
+    return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _model_spec(config: Mapping[str, Any], file: Path) -> ModelSpec:
+    settings = config.get("model")
+    try:
+        data = dict(settings) if isinstance(settings, Mapping) else {}
+        TypeAdapter(DataInfo).validate_python(data["info"])
+        return ModelSpec.from_dict(data)
+    except KeyError as error:
+        raise CorruptError(file, f"has no 'model.{error.args[0]}'") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("model", "info", *first["loc"])))
+        raise CorruptError(file, f"'{where}' can't be read: {first['msg'].lower()}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}; a type of your own is made known by --import FILE") from None
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All weights and buffers on the CPU, each with memory of its own: safetensors stores no two names for one tensor."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"

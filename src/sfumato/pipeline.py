@@ -1,0 +1,299 @@
+"""From a request to media: what everybody who only wants samples uses.
+
+Pipeline.from_pretrained("runs/digits")("a handwritten seven", seed=0).images[0]
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from sfumato import media, modelfolder
+from sfumato.core import Cond, Denoiser, Grid, SampleNoise, UniformGrid
+from sfumato.errors import SfumatoError, UserError
+from sfumato.guidance import ClassifierFree, Guidance
+from sfumato.model import Model, ModelSpec
+from sfumato.registry import Registered
+from sfumato.request import Request, resolve
+from sfumato.samplers import DPMpp2M, Solver, sample, start
+from sfumato.spec import as_spec, parse
+
+T = TypeVar("T", bound=Registered)
+OutputType = Literal["pil", "np", "pt"]
+OnStepEnd = Callable[["Pipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SHEET = 64  # samples shown in a notebook
+
+
+@final
+@dataclass(frozen=True)
+class Sampling(Registered, family="sampling", name="sampling"):
+    """How a model is sampled when nothing else is asked for; stored with the model.
+
+    solver, grid, steps: the walk from noise to data. guidance: how the condition is strengthened; none for not at all.
+    """
+
+    solver: Solver = field(default_factory=DPMpp2M)
+    grid: Grid = field(default_factory=UniformGrid)
+    steps: int = 20
+    guidance: Guidance | None = field(default_factory=ClassifierFree)
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps)
+
+
+@final
+@dataclass(frozen=True)
+class Output:
+    """Samples, with what made them. Shows itself as a contact sheet in a notebook.
+
+    media: (B, C, *S) on the CPU as the codec decodes: uint8 for images, float32 for arrays.
+    images: the same as a list of PIL pictures, as an array with channels last (`np`), or as `media` (`pt`).
+    seeds, prompts: one a sample; a prompt is the text, class name or numbers asked for, "" for nothing.
+    settings: keyword arguments that make the same samples again: `pipeline(**output.settings)`.
+    """
+
+    media: Tensor
+    images: list[Image.Image] | NDArray[Any] | Tensor
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.media)
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """All samples on one sheet, with their prompts."""
+        captions = self.prompts if any(self.prompts) else None
+        return media.grid([media.to_image(item) for item in self.media], columns, captions)
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        shown = [media.to_image(item) for item in self.media[:_SHEET]]
+        captions = self.prompts[:_SHEET] if any(self.prompts) else None
+        media.grid(shown, None, captions).save(stream, format="PNG")
+        return stream.getvalue()
+
+
+@final
+class Pipeline:
+    """A model ready to be asked. Neither torch's global generator nor the model's training mode is changed by a call."""
+
+    def __init__(
+        self,
+        model: Model,
+        spec: ModelSpec,
+        sampling: Sampling | None = None,
+        *,
+        trained: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.sampling = Sampling() if sampling is None else sampling
+        self.trained = dict(trained or {})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read a model folder, or the model of a run folder, on the CPU."""
+        stored = modelfolder.load(path)
+        try:
+            sampling = parse(Sampling, {"type": "sampling", **stored.sampling}, path="sampling").build()
+        except UserError as error:
+            raise UserError(f"{modelfolder.find_folder(path) / modelfolder.CONFIG}: {error}") from None
+        stored.model.eval()
+        return cls(stored.model, stored.spec, sampling, trained=stored.trained)
+
+    load = from_pretrained
+
+    def save_pretrained(self, path: str | Path, card: str | None = None) -> Path:
+        """Write the model folder, as a whole or not at all; `card` replaces the model card that is made up."""
+        sampling = as_spec(self.sampling).to_dict()
+        return modelfolder.save(path, self.model, self.spec, sampling=sampling, trained=self.trained, card=card)
+
+    def to(
+        self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | str | None = None
+    ) -> Self:
+        """Move the model; `dtype` (bf16, fp16, fp32) casts network and conditioner, solver and codec stay in float32."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if dtype is not None:
+            chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+            if chosen is None or not chosen.is_floating_point:
+                raise UserError(f"dtype={dtype}: not a type to compute in; use {', '.join(_DTYPES)}")
+            self.model.denoiser.to(chosen)
+            if self.model.conditioner is not None:
+                self.model.conditioner.to(chosen)
+        if device is not None:
+            try:
+                self.model.to(torch.device(device))
+            except (RuntimeError, AssertionError):
+                raise UserError(
+                    f"device={device}: this machine or this build of torch has no such device; use cpu"
+                ) from None
+        return self
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        label: int | str | Sequence[int | str] | None = None,
+        number: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        solver: Solver | str | Mapping[str, Any] | None = None,
+        grid: Grid | str | Mapping[str, Any] | None = None,
+        batch_size: int = 64,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_type: OutputType = "pil",
+    ) -> Output:
+        """`n` samples of each prompt (or label, or number); sample i of prompt j has the seed `seed + j n + i`.
+
+        Several prompts, labels and numbers go together one by one; a single one goes with all. A list of seeds has one a
+        sample. A sample's noise is a function of its seed alone, so it does not depend on `batch_size` or its neighbours:
+        bit for bit within batches of one shape, and up to rounding (about 1e-6 of a deviation) between shapes.
+
+        guidance_scale: one, or one a prompt; 1 is no guidance, 0 needs no condition and gives "anything".
+        callback_on_step_end: `f(pipeline, step, t, {"x": x})` after every step of every batch, with the time reached; it
+        may return `{"x": ...}` to go on from. Raises UserError for anything that the model can't be asked.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise UserError(f"output_type={output_type!r}: use pil, np or pt")
+        _check_batch(batch_size)
+        request = resolve(
+            self.model.info,
+            () if self.model.conditioner is None else self.model.conditioner.columns,
+            prompt=prompt,
+            label=label,
+            number=number,
+            negative_prompt=negative_prompt,
+            n=n,
+            seed=seed,
+            guidance_scale=guidance_scale,
+            guided=self.sampling.guidance is not None,
+        )
+        steps = self.sampling.steps if num_inference_steps is None else num_inference_steps
+        _check_steps(steps)
+        walk = _Walk(
+            self.sampling.solver if solver is None else _built(Solver, solver, "solver"),
+            (self.sampling.grid if grid is None else _built(Grid, grid, "grid")),
+            steps,
+            self.sampling.guidance or ClassifierFree(),
+        )
+        parts = []
+        # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training.
+        with torch.no_grad(), _evaluating(self.model):
+            for batch, real in request.batches(batch_size):
+                x0 = self._walk(batch, walk, callback_on_step_end)[:real]
+                if not bool(torch.isfinite(x0).all()):
+                    raise SfumatoError(
+                        "the samples are not finite; a model of half precision may need dtype=fp32, another may have diverged"
+                    )
+                parts.append(self.model.codec.decode(x0).cpu())
+        made = torch.cat(parts)
+        scale = (
+            {"guidance_scale": walk.guidance.scale}
+            if isinstance(walk.guidance, ClassifierFree) and request.guided
+            else {}
+        )
+        settings = {
+            **scale,
+            **request.settings,
+            "num_inference_steps": steps,
+            "solver": as_spec(walk.solver).to_dict(),
+            "grid": as_spec(walk.grid).to_dict(),
+        }
+        return Output(made, _images(made, output_type), request.seeds, request.texts, settings)
+
+    def _walk(self, request: Request, walk: _Walk, callback: OnStepEnd | None) -> Tensor:
+        """x0 (B, *S) of one batch."""
+        model, process = self.model, self.model.denoiser.process
+        cond = model.condition(request.columns) if request.columns else None
+        denoiser: Denoiser = model.denoiser
+        if model.conditioner is not None:
+            denoiser, cond = self._guided(request, walk.guidance, cond)
+        times = walk.grid(process, walk.steps)
+        noise = SampleNoise(request.seeds)
+        x = start(process, noise.prior(model.codec.shape, device=model.device), times[0])
+
+        def on_step(done: int, t: Tensor, x: Tensor) -> Tensor | None:
+            changed = None if callback is None else (callback(self, done - 1, t, {"x": x}) or {}).get("x")
+            if changed is not None and changed.shape != x.shape:
+                raise UserError(
+                    f"callback_on_step_end gave x of shape {tuple(changed.shape)}; it must stay {tuple(x.shape)}"
+                )
+            return changed
+
+        return sample(denoiser, walk.solver, x, times, cond, noise=noise, on_step=on_step)
+
+    def _guided(self, request: Request, guidance: Guidance, cond: Cond | None) -> tuple[Denoiser, Cond]:
+        assert self.model.conditioner is not None
+        if cond is None:  # guidance_scale = 0 and nothing asked for
+            return self.model.denoiser, self.model.conditioner.null(len(request.seeds))
+        if request.scale is None and not request.guided:
+            return self.model.denoiser, cond
+        if request.negative:
+            null = self.model.condition({"caption": request.negative})
+            assert null is not None
+        else:
+            null = self.model.conditioner.null(len(request.seeds))
+        scale = None if request.scale is None else torch.tensor(request.scale, dtype=torch.float64)
+        return guidance.wrap(self.model.denoiser, null, scale), cond
+
+
+@final
+@dataclass(frozen=True)
+class _Walk:
+    solver: Solver
+    grid: Grid
+    steps: int
+    guidance: Guidance
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout), and every module back in the mode it was in afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _built(base: type[T], value: T | str | Mapping[str, Any], name: str) -> T:
+    return parse(base, value, path=name).build()
+
+
+def _own_scale(request: Request, guidance: Guidance) -> dict[str, float]:
+    """The scale that acts when none was asked for."""
+    return {"guidance_scale": guidance.scale} if request.guided and isinstance(guidance, ClassifierFree) else {}
+
+
+def _images(made: Tensor, output_type: OutputType) -> list[Image.Image] | NDArray[Any] | Tensor:
+    if output_type == "pil":
+        return [media.to_image(item) for item in made]
+    return made if output_type == "pt" else np.moveaxis(made.numpy(), 1, -1)
+
+
+def _check_steps(steps: int) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UserError(f"sampling needs a whole number of steps, at least 1, not {steps!r}; set steps= to 1 or more")
+
+
+def _check_batch(batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}: must be at least 1")

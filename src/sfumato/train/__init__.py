@@ -1,0 +1,46 @@
+"""Training: tasks, the one loop, what it writes down, and what it costs."""
+
+from sfumato.train.checkpoint import Checkpoints
+from sfumato.train.ema import Ema, power_beta, power_gamma
+from sfumato.train.estimate import Estimate, estimate
+from sfumato.train.hook import Hook, Moment
+from sfumato.train.hooks import Asked, HeldOut, ModelFolder, Pictures, Report, standard_hooks
+from sfumato.train.log import MetricsLog, Tracker, read_metrics
+from sfumato.train.progress import Display, Silent, Terminal
+from sfumato.train.report import Section, render_report, write_report
+from sfumato.train.run import Run
+from sfumato.train.settings import Training
+from sfumato.train.task import DiffusionTask, Task
+from sfumato.train.trainer import Result, Trainer
+
+__all__ = [
+    "Asked",
+    "Checkpoints",
+    "DiffusionTask",
+    "Display",
+    "Ema",
+    "Estimate",
+    "HeldOut",
+    "Hook",
+    "MetricsLog",
+    "ModelFolder",
+    "Moment",
+    "Pictures",
+    "Report",
+    "Result",
+    "Run",
+    "Section",
+    "Silent",
+    "Task",
+    "Terminal",
+    "Tracker",
+    "Trainer",
+    "Training",
+    "estimate",
+    "power_beta",
+    "power_gamma",
+    "read_metrics",
+    "render_report",
+    "standard_hooks",
+    "write_report",
+]

@@ -1,0 +1,66 @@
+"""What to say when losses stop being finite: where it begins, and the usual remedies."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sfumato.core import Batch, Draws
+from sfumato.train.task import Task
+
+PATIENCE = 5  # steps left out in a row before the run stops
+
+
+def diagnose(task: Task, batch: Batch, draws: Draws, lr: float, dtype: torch.dtype) -> str:
+    """A sentence: the first of weights, data, layers and gradients that is not finite on this batch, lr and dtype."""
+    found = _first(task, batch, draws, dtype)
+    kind = str(dtype).removeprefix("torch.")
+    remedy = "a lower train.lr, a smaller train.clip" + (", train.precision=fp32" if dtype != torch.float32 else "")
+    return f"{PATIENCE} steps in a row had a loss or gradient that is not finite: {found} (lr {lr:.2g}, {kind}); try {remedy}"
+
+
+def _first(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype) -> str:
+    for name, p in task.named_parameters():
+        if not _finite(p):
+            return f"the weights of '{name}' are already not finite"
+    if batch.media.is_floating_point() and not _finite(batch.media):
+        return "the data of this batch is not finite"
+    with ExitStack() as stack:
+        layers: list[str] = []
+        for name, module in task.named_modules():
+            if not any(True for _ in module.children()):
+                stack.callback(_watch(module, name, layers).remove)
+        with torch.autocast(batch_device(task).type, dtype, enabled=dtype != torch.float32):
+            loss = task.loss(batch, draws)
+    if layers:
+        return f"it begins in the output of the layer '{layers[0]}'"
+    if not _finite(loss.value):
+        return "the network's output is finite and the loss is not"
+    task.zero_grad(set_to_none=True)
+    loss.value.backward()  # type: ignore[no-untyped-call]
+    broken = [name for name, p in task.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    task.zero_grad(set_to_none=True)
+    if broken:
+        return f"the loss is finite and the gradient of '{broken[-1]}' is not"
+    return "it does not appear again on the last batch"
+
+
+def _watch(module: nn.Module, name: str, found: list[str]) -> RemovableHandle:
+    def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and not _finite(output):
+            found.append(name)
+
+    return module.register_forward_hook(look)
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
+
+
+def batch_device(task: nn.Module) -> torch.device:
+    """Where the parameters of a task are."""
+    return next(task.parameters()).device

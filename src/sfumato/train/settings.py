@@ -1,0 +1,81 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, final
+
+from sfumato.errors import UserError
+from sfumato.registry import Registered
+
+# Settings that may differ when a run is resumed: they change how long it goes on and what is seen of it, not what is learnt.
+FREE_TO_CHANGE = frozenset(
+    {"minutes", "samples", "checkpoint_minutes", "keep", "log_every", "evaluations", "pictures", "threads", "trackers"}
+)
+
+
+@final
+@dataclass(frozen=True)
+class Training(Registered, family="training", name="training"):
+    """How a model is trained.
+
+    batch: samples a step. accumulate: in how many parts a step is computed, to need less memory; the step is the same.
+    minutes, samples: the budget, one of the two. With `samples` a run is a function of its settings, bit for bit; with
+        `minutes` its length follows the machine, evaluation, pictures and saving included.
+    lr: AdamW's rate. warmup: it rises from 0 over this share of the run, or over so many samples if 1 or more.
+        decay: it falls to 0 in a straight line over this share at the end.
+    betas, weight_decay: AdamW's; weights of norms, biases and embeddings do not decay.
+    clip: gradients longer than this are shortened to it; 0 for never.
+    ema: relative deviations of the averages of the weights (power-function profile, EDM2). The first one is used.
+    drop: share of training samples whose condition is replaced by "anything", which guidance needs.
+    precision: bf16 computes matrix products in bfloat16 and keeps weights in float32; auto takes it where the GPU has it.
+    checkpoint_minutes: minutes between two checkpoints. keep: how many are kept.
+    log_every: steps between two lines of metrics.jsonl.
+    evaluations, pictures: how often over the run the held-out loss is measured and samples are drawn, evenly; 0 for never.
+    threads: background threads that prepare batches. trackers: `tensorboard`, or nothing.
+    """
+
+    batch: int = 64
+    accumulate: int = 1
+    minutes: float | None = None
+    samples: int | None = None
+    lr: float = 1e-3
+    warmup: float = 0.02
+    decay: float = 0.3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: tuple[float, ...] = (0.05,)
+    drop: float = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_minutes: float = 5.0
+    keep: int = 2
+    log_every: int = 20
+    evaluations: int = 10
+    pictures: int = 10
+    threads: int = 1
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "keep", "log_every", "threads"):
+            self._need(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("evaluations", "pictures", "weight_decay", "clip", "warmup"):
+            self._need(name, 0 <= getattr(self, name) < math.inf, "can't be negative; 0 turns it off")
+        self._need("accumulate", self.batch % self.accumulate == 0, f"must divide batch = {self.batch} evenly")
+        self._need("minutes", self.minutes is None or 0 < self.minutes < math.inf, "must be above 0")
+        self._need("samples", self.samples is None or self.samples >= 1, "must be at least 1")
+        self._need("lr", 0 < self.lr < math.inf, "must be above 0; 1e-4 to 1e-3 are usual")
+        self._need("decay", 0 <= self.decay <= 1, "is a share of the run, 0 to 1")
+        self._need("drop", 0 <= self.drop < 1, "is a share of the samples, at least 0 and below 1")
+        self._need("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
+        self._need("checkpoint_minutes", self.checkpoint_minutes > 0, "must be above 0")
+        self._need("ema", len(self.ema) > 0 and all(0 < std < 0.28 for std in self.ema), "must lie in (0, 0.28)")
+        if self.minutes is not None and self.samples is not None:
+            raise UserError(
+                f"training has two budgets, minutes={self.minutes:g} and samples={self.samples}; set one of them to none"
+            )
+
+    def _need(self, name: str, good: bool, rule: str) -> None:
+        if not good:
+            raise UserError(f"train.{name} = {getattr(self, name)}: {rule}")

@@ -109,6 +109,8 @@ class Pictures(Hook):
             return {}
         sheet = media.grid([media.to_image(item) for item in made.media], captions=self.asked.words)
         text = {"step": str(moment.step), "samples": str(moment.samples), "settings": repr(made.settings)}
+        asked = {"request": dict(self.asked.request), "words": list(self.asked.words)}
+        moment.run.write("samples/asked.json", asked)
         media.save_png(sheet, moment.run.samples / f"step-{moment.step:08d}.png", text)
         media.save_png(strip.picture(pipeline, self.asked), moment.run.samples / "strip.png", text)
         return {"pictures": sheet}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.core import Loss, Process
 from sfumato.errors import UserError
-from sfumato.files import DiskFullError, disk_errors, write_atomic
+from sfumato.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -198,26 +198,19 @@ class TensorBoard:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise UserError('trackers=tensorboard needs TensorBoard; pip install "sfumato[track]"') from None
-        self._writer = SummaryWriter(str(folder), purge_step=start or None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=start or None)
 
     def log(self, metrics: Mapping[str, float], samples: int) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, samples)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, samples)
 
     def image(self, name: str, picture: Image, samples: int) -> None:
-        self._writer.add_image(name, np.asarray(picture.convert("RGB")), samples, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._writer.add_image(name, np.asarray(picture.convert("RGB")), samples, dataformats="HWC")
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def make_trackers(names: tuple[str, ...], folder: Path, start: int) -> list[Tracker]:
     """The trackers named in the settings."""
-    made: list[Tracker] = []
-    for name in names:
-        if name == "tensorboard":
-            made.append(TensorBoard(folder / "tensorboard", start))
-    return made
-
-
-__all__ = ["LEVELS", "DiskFullError", "Meter", "MetricsLog", "TensorBoard", "Tracker", "make_trackers", "read_metrics"]
+    return [TensorBoard(folder / name, start) for name in names if name == "tensorboard"]

@@ -1,6 +1,7 @@
 """A run folder: everything that one training leaves on disk.
 
-runs/<name>/{recipe.yaml, env.json, data.json, state.json, metrics.jsonl, samples/, checkpoints/, LATEST, report.html, model/}
+runs/<name>/{recipe.yaml, env.json, data.json, state.json, metrics.jsonl, samples/, checkpoints/, LATEST,
+             report.html, model/}
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Run:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run, atomically."""
+        make_folder((self.folder / name).parent)
         write_atomic(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def read(self, name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class DiffusionTask(Task):
         }
         described = {"drop": self.drop, "network.type": denoiser.network.kind}
         for name, part in parts.items():
-            if is_dataclass(part):
+            if is_dataclass(type(part)):
                 described |= dict(as_spec(part).leaves(f"{name}."))
         return described
 

@@ -14,7 +14,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union, cast, get_args, get_origin
 
@@ -37,12 +37,17 @@ def parameters(cls: type) -> dict[str, tuple[Any, Any]]:
 def _parameters(cls: Any) -> dict[str, tuple[Any, Any]]:
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
-        signature = inspect.signature(cast(Any, cls))
-        return {k: (hints[k], p.default) for k, p in signature.parameters.items()}
+        return {f.name: (hints[f.name], _default(f)) for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls.__init__)
     signature = inspect.signature(cls.__init__)
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     return {k: (hints.get(k, Any), p.default) for k, p in signature.parameters.items() if p.kind is keyword_only}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 class Spec(Generic[T]):
@@ -177,6 +182,19 @@ def parse(base: type[T], data: Any, *, path: str = "", marks: Marks | None = Non
     except UserError as error:
         raise UserError(f"{_at(path, marks)}: {error}") from None
     return Spec._checked(cast(type[T], cls), settings, f"{path}." if path else "", marks)
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+    """Check keyword arguments of a function against its annotations, as settings are checked; text is read as YAML."""
+    hints = typing.get_type_hints(function)
+    known = inspect.signature(function).parameters
+    for key, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and key not in given:
+            raise UserError(f"{name} needs {key}=")
+    for key in given:
+        if key not in known:
+            raise UserError(f"{name} has no '{key}'; {did_you_mean(key, known)}")
+    return {key: _value(hints.get(key, Any), value, key, {}) for key, value in given.items()}
 
 
 def _check(cls: type, settings: Mapping[str, Any], path: str, marks: Marks) -> dict[str, Any]:

@@ -126,10 +126,9 @@ class Parquet(Encoded, name="parquet"):
             or (fitting[0] if len(fitting) == 1 else None)
         )
         if key is None or key not in fitting:
-            asked = f"'{key}' holds" if key else "no column holds"
-            raise UserError(
-                f"{self.where}: {asked} encoded pictures; set image=COLUMN, one of {', '.join(fitting or names)}"
-            )
+            asked = f"'{key}' does not hold" if key else "no single column holds"
+            remedy = f"set image={'|'.join(fitting)}" if fitting else f"its columns are {', '.join(names)}"
+            raise UserError(f"{self.where}: {asked} encoded pictures; {remedy}")
         return self._rows.column(key)
 
     def _column(self, name: str) -> list[Any]:

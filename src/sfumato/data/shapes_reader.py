@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 _CONTRAST = 95.0  # distance from the background, in units of 1/255, that makes a pixel part of something
 _DEBRIS = 6 / 32**2  # pieces below this share of the picture are specks
-_ANGLE = np.cos(np.radians(14))  # how far a colour may turn
+_TURN = 40.0  # how far a colour may lie beside the line from the background to its palette colour, in units of 1/255
 _FADE = (0.7, 1.3)  # how much weaker or stronger than its palette colour
 _MISFIT = 0.14  # largest share of a shape's squared coverage that its best drawing may leave unexplained
 _DIAGONAL = 0.8
@@ -144,7 +144,8 @@ def _describe(
     ink, full = towards[picture, colour], depth[picture, colour]
     share = np.einsum("mhwc,mc->mhw", offset, ink) / full[:, None, None]
     core = _core(share, own)
-    known = (close[rows, colour] > _ANGLE) & (core > _FADE[0]) & (core < _FADE[1])
+    beside = full * np.sqrt(np.clip(1 - close[rows, colour] ** 2, 0, 1))
+    known = (beside < _TURN) & (core > _FADE[0]) & (core < _FADE[1])
     others = (label[picture] >= 0) & ~own
     region = _grown(own, 2) & ~others
     cover = np.clip(share / np.clip(core, 0.5, 2)[:, None, None], 0, 1) * region

@@ -138,13 +138,15 @@ def _index(shard: Path) -> list[_Sample]:
     groups: dict[str, dict[str, _Part]] = {}
     try:
         with tarfile.open(shard, mode="r:") as archive:
-            count = 0
+            count = end = 0
             while (member := archive.next()) is not None:
                 count += 1
                 if count > MOST_MEMBERS:
                     raise UserError(f"{shard}: has over {MOST_MEMBERS:,} members; split it into several shards")
                 archive.members = []  # type: ignore[attr-defined]  # the archive keeps all headers otherwise
                 _add(groups, shard, member)
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        _check_end(shard, end)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             f"{shard}: is not a readable tar file ({error}); plain .tar only, unpack .tar.gz first"
@@ -157,6 +159,15 @@ def _index(shard: Path) -> list[_Sample]:
         if images:
             samples.append(_Sample(f"{shard.name}/{key}", parts.pop(images[0]), parts))
     return samples
+
+
+def _check_end(shard: Path, end: int) -> None:
+    """After the last member come zeros: `tarfile` itself stops in silence at a header that is cut or damaged."""
+    with shard.open("rb") as stream:
+        stream.seek(end)
+        block = stream.read(tarfile.BLOCKSIZE)
+    if any(block) or 0 < len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"damaged at byte {end:,}")
 
 
 def _add(groups: dict[str, dict[str, _Part]], shard: Path, member: tarfile.TarInfo) -> None:

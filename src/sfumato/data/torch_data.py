@@ -110,10 +110,11 @@ class TorchData(Data):
 def _tensor(x: Any, index: int) -> Tensor:
     """Media of one item as (C, *S)."""
     if isinstance(x, Image.Image):
-        x = np.asarray(x)
+        pixels = np.array(x)
+        x = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    elif isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim in (2, 3):
+        x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1) if x.shape[-1] <= 4 < x.shape[0] else x
     if isinstance(x, np.ndarray):
-        if x.dtype == np.uint8 and (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] <= 4 < x.shape[0])):
-            x = x[None] if x.ndim == 2 else x.transpose(2, 0, 1)
         x = torch.from_numpy(np.ascontiguousarray(x))
     if not isinstance(x, Tensor) or x.ndim < 2:
         shown = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"

@@ -28,9 +28,10 @@ def kid(real: Tensor, samples: Tensor) -> Kid:
 
         mean_{i != i'} k(x_i, x_i') + mean_{j != j'} k(y_j, y_j') - 2 mean_{ij} k(x_i, y_j)
 
-    Binkowski et al., "Demystifying MMD GANs", 2018, eq. 4 with their cubic kernel. Over all pairs instead of
-    random subsets, so it is deterministic and has the least variance. The interval is 1.96 asymptotic deviations of the U-statistic (Hoeffding
-    1948): var(a) / N + var(b) / M with a_i = 2 (mean_i' k(x_i, x_i') - mean_j k(x_i, y_j)) and b_j likewise.
+    Binkowski et al., "Demystifying MMD GANs", 2018, eq. 4 with their cubic kernel. Over all pairs instead of random
+    subsets, so it is deterministic and has the least variance. The interval is 1.96 asymptotic deviations of the
+    U-statistic (Hoeffding 1948): var(a) / N + var(b) / M with a_i = 2 (mean_i' k(x_i, x_i') - mean_j k(x_i, y_j)) and
+    b_j likewise.
     """
     x, y = flat(real, "real items"), flat(samples, "samples")
     n, m = len(x), len(y)

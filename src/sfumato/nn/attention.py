@@ -13,9 +13,13 @@ from sfumato.nn.layers import zero
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: q (B, heads, N, D), k and v (B, heads, L, D), mask (B, L), returns (B, N, heads D)."""
     allowed = None if mask is None else mask[:, None, None, :]
-    # Under autocast a norm leaves q and k in float32 beside a v of 16 bits.
-    mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=allowed)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def rms_norm(x: Tensor, scale: Tensor | None) -> Tensor:
+    """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis, in the type of x; unchanged without a scale."""
+    return x if scale is None else F.rms_norm(x, x.shape[-1:], scale.to(x.dtype), 1e-6).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -30,8 +34,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.q_scale = nn.Parameter(torch.ones(width // heads)) if qk_norm else None
+        self.k_scale = nn.Parameter(torch.ones(width // heads)) if qk_norm else None
         self.out = nn.Linear(width, width)
         if zero_out:
             zero(self.out)
@@ -39,8 +43,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         batch, n, _ = x.shape
         q, k, v = self.qkv(x).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         out: Tensor = self.out(attend(q, k, v, mask))
@@ -61,8 +64,8 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(tokens, 2 * width)
         self.nothing = nn.Parameter(torch.zeros(2 * width))
-        self.q_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
-        self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else None
+        self.q_scale = nn.Parameter(torch.ones(width // heads)) if qk_norm else None
+        self.k_scale = nn.Parameter(torch.ones(width // heads)) if qk_norm else None
         self.out = zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,7 +74,6 @@ class CrossAttention(nn.Module):
         kv = self.kv(self.norm(tokens.to(self.norm.weight.dtype)))
         kv = torch.cat([self.nothing.to(kv.dtype).expand(batch, 1, -1), kv], 1)
         k, v = kv.view(batch, kv.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
         out: Tensor = self.out(attend(q, k, v, None if mask is None else F.pad(mask, (1, 0), value=True)))
         return out

@@ -121,7 +121,7 @@ class DiT(Network, name="dit"):
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
         tokens, grid = patchify(x, self.patch)
         h = self.stem(tokens.to(self.stem.weight.dtype))
-        positions = grid_positions(grid, x.device)
+        positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
             h = h + _absolute(positions, h.shape[-1]).to(h.dtype)
         angles = rope_angles(positions, self.head_dim, self.rope_base)

@@ -66,7 +66,7 @@ def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
     """
     axes, pairs = positions.shape[1], head_dim // 2
     each = pairs // axes
-    k = torch.arange(each, dtype=torch.float32, device=positions.device)
+    k = torch.arange(each, dtype=positions.dtype, device=positions.device)
     angles = (positions[:, :, None] * torch.exp(-math.log(base) / max(each, 1) * k)).flatten(1)
     return F.pad(angles, (0, pairs - each * axes))
 

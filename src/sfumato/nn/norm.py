@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 
@@ -14,6 +15,8 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: bool = False) -> Tensor:
+        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+            x = x.contiguous()  # torch's forward-mode formula for group norm takes no other memory layout
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         if scale is not None and shift is not None:
             wide = (*scale.shape, *[1] * (x.ndim - 2))

@@ -151,6 +151,14 @@ def test_flips_follow_the_draw(tmp_path: Path) -> None:
     refused("flip = True", stored(tmp_path, x=np.zeros((3, 9))), flip=True)
 
 
+def test_numbers_are_read(tmp_path: Path) -> None:
+    x = np.zeros((3, 9), np.float32)
+    data = Arrays(path=stored(tmp_path, x=x, numbers=np.array([[1, 2], [3, 4], [5, 6.5]])))
+    assert data.info.numbers == ("number0", "number1") and data.columns([2])["number"].tolist() == [[5, 6.5]]  # type: ignore[union-attr]
+    assert Arrays(path=stored(tmp_path, x=x, age=np.arange(3)), numbers="age").info.numbers == ("number0",)
+    refused("'number0' of item 1 is nan", stored(tmp_path, x=x, numbers=np.array([0, np.nan, 1])))
+
+
 def test_label_names(tmp_path: Path) -> None:
     data = Arrays(path=stored(tmp_path, x=pixels(3, 4, 4), y=np.array([1, 0, 1]), label_names=np.array(["no", "yes"])))
     assert data.info.labels == ("no", "yes")

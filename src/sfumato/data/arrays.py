@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.base import choose_split, file_digest
-from sfumato.data.columns import Columns, read_captions, read_labels
+from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.memory import InMemory
 from sfumato.data.pictures import Look, from_array
 from sfumato.errors import UserError
@@ -24,10 +24,23 @@ Loaded = dict[str, NDArray[Any]]
 _X = ("x", "images", "image", "data", "samples", "audio", "arr_0")
 _Y = ("y", "labels", "label", "targets", "target", "classes", "arr_1")
 _CAPTIONS = ("captions", "caption", "texts", "text", "prompts")
-_NAMES = ("label_names", "class_names", "names")
+_NUMBERS = ("numbers", "number")
+_NAMES = ("label_names", "class_names")
 _MOST_UNPACKED = 4 << 30
 _MOST_RATIO = 100
 _FEW = 4  # an axis this short at one end of an item is taken for channels
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one file holds for one side of the split."""
+
+    media: NDArray[Any]
+    labels: NDArray[Any] | None
+    captions: NDArray[Any] | None
+    numbers: NDArray[Any] | None
+    test: bool
+    where: str
 
 
 @final
@@ -35,18 +48,20 @@ _FEW = 4  # an axis this short at one end of an item is taken for channels
 class Arrays(InMemory, name="arrays"):
     """Items along the first axis of an array in one or more .npz or .npy files.
 
-    x, y, captions: keys in an .npz, found by the usual names if not set (x_train, images, arr_0, ...; y_train, labels,
-    ...). A pair x_train / x_test makes the test part the held-out one. layout: where the channels of an item are:
-    `first` (C, *S), `last` (*S, C), `none` (*S), or found from the shape. read_as: uint8 of two spatial axes is read as
-    `image`, all else as `array` (float32); `array` can be asked for. size: side in pixels that images are scaled and
-    cropped to; needed where files differ. classes: number of classes, by default the largest label plus 1. flip: images
-    left to right for half of the draws. held_out: as for pictures.
+    x, y, captions, numbers: keys in an .npz, found by the usual names if not set (x_train, images, arr_0, ...; y_train,
+    labels, ...); numbers (N,) or (N, K). A pair x_train / x_test makes the test part the held-out one. layout: where the
+    channels of an item are: `first` (C, *S), `last` (*S, C), `none` (*S), or found from the shape. read_as: uint8 of two
+    spatial axes is read as `image`, all else as `array` (float32); `array` can be asked for. size: side in pixels that
+    images are scaled and cropped to; needed where files differ. classes: number of classes, by default the largest
+    label plus 1. flip: images left to right for half of the draws. held_out: share of the items that training does not
+    see; by default the test part, else 0.05.
     """
 
     path: str | tuple[str, ...]
     x: str | None = None
     y: str | None = None
     captions: str | None = None
+    numbers: str | None = None
     layout: Layout = "auto"
     read_as: Literal["auto", "image", "array"] = "auto"
     size: int | None = None
@@ -60,6 +75,8 @@ class Arrays(InMemory, name="arrays"):
         if self.flip and self.media.dtype != np.uint8:
             raise UserError("flip = True: is for images, and these are arrays; set flip=false")
         _ = self.info, self.table, self._mask
+        for name in ("_parts", "_loaded"):  # the joined arrays are all that is needed from here on
+            self.__dict__.pop(name, None)
 
     @property
     def mirrored(self) -> bool:
@@ -79,34 +96,41 @@ class Arrays(InMemory, name="arrays"):
     @cached_property
     def media(self) -> NDArray[Any]:
         """(N, C, *S), uint8 for images, else as stored; one .npy file stays on disk (memory-mapped)."""
-        parts = [self._shaped(array, where) for array, _, _, _, where in self._parts]
+        parts = [self._shaped(part.media, part.where) for part in self._parts]
         if len({part.shape[1:] for part in parts}) > 1:
-            sizes = "; ".join(f"{where}: {part.shape[1:]}" for part, (*_, where) in zip(parts, self._parts))
+            sizes = "; ".join(f"{of.where}: {part.shape[1:]}" for part, of in zip(parts, self._parts))
             remedy = "set size=PIXELS" if all(part.dtype == np.uint8 for part in parts) else "bring them to one shape"
             raise UserError(f"items have different shapes ({sizes}); {remedy}")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @cached_property
     def table(self) -> Columns:
-        """Labels and captions of all items."""
-        labelled = [y for _, y, _, _, _ in self._parts if y is not None]
-        captioned = [c for _, _, c, _, _ in self._parts if c is not None]
-        for name, found in (("labels", labelled), ("captions", captioned)):
-            if found and len(found) < len(self._parts):
-                raise UserError(
-                    f"{self.where}: only {len(found)} of {len(self._parts)} parts have {name}; give all or none"
-                )
-        captions = [read_captions(c, self.where) for part in captioned for c in part.tolist()] if captioned else None
-        if not labelled:
-            return Columns(captions=captions)
+        """Labels, captions and numbers of all items."""
+        labelled, captioned, numbered = (self._joined(k) for k in ("labels", "captions", "numbers"))
+        captions = [read_captions(c, self.where) for c in captioned.tolist()] if captioned is not None else None
+        numbers, number_names = None, tuple[str, ...]()
+        if numbered is not None:
+            rows = numbered.reshape(len(numbered), -1)
+            number_names = tuple(f"number{k}" for k in range(rows.shape[1]))
+            numbers = read_numbers(rows.tolist(), number_names, self.where)
+        if labelled is None:
+            return Columns(captions=captions, numbers=numbers, number_names=number_names)
         names = [str(n) for n in self._label_names] if self._label_names is not None else []
-        joined = np.concatenate([np.atleast_1d(y) for y in labelled])
-        labels, known = read_labels(joined, self.where, classes=self.classes, names=names)
-        return Columns(labels, known, captions)
+        labels, known = read_labels(labelled, self.where, classes=self.classes, names=names)
+        return Columns(labels, known, captions, numbers, number_names)
+
+    def _joined(self, name: str) -> NDArray[Any] | None:
+        """A column of all parts, or None if no part has it."""
+        found = [values for part in self._parts if (values := getattr(part, name)) is not None]
+        if found and len(found) < len(self._parts):
+            raise UserError(
+                f"{self.where}: only {len(found)} of {len(self._parts)} parts have {name}; give all or none"
+            )
+        return np.concatenate(found) if found else None
 
     @cached_property
     def _mask(self) -> NDArray[np.bool_]:
-        own = np.concatenate([np.full(len(x), test) for x, _, _, test, _ in self._parts])
+        own = np.concatenate([np.full(len(part.media), part.test) for part in self._parts])
         return choose_split(len(own), self.held_out, own)
 
     @cached_property
@@ -132,19 +156,21 @@ class Arrays(InMemory, name="arrays"):
         return None
 
     @cached_property
-    def _parts(self) -> list[tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, bool, str]]:
-        """(media, labels, captions, is the test part, what to call it) of every file and split."""
-        parts: list[tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, bool, str]] = []
+    def _parts(self) -> list[_Part]:
+        parts: list[_Part] = []
         for file, arrays in self._loaded:
-            for suffix, test in (("train", False), ("", False), ("test", True)):
-                key = _find(arrays, _X, suffix, self.x)
-                if key is None or (suffix == "" and parts and parts[-1][4].startswith(f"{file}[")):
+            keys = {suffix: _find(arrays, _X, suffix, self.x) for suffix in ("train", "", "test")}
+            if keys["train"] is not None:
+                keys[""] = None
+            for suffix, key in keys.items():
+                if key is None:
                     continue
-                x = arrays[key]
-                labels = _matching(arrays, _Y, suffix, self.y, len(x), file)
-                captions = _matching(arrays, _CAPTIONS, suffix, self.captions, len(x), file)
-                parts.append((x, labels, captions, test, f"{file}[{key}]"))
-            if not parts or not parts[-1][4].startswith(f"{file}["):
+                count = len(arrays[key])
+                labels = _matching(arrays, _Y, suffix, self.y, count, file)
+                captions = _matching(arrays, _CAPTIONS, suffix, self.captions, count, file)
+                numbers = _matching(arrays, _NUMBERS, suffix, self.numbers, count, file)
+                parts.append(_Part(arrays[key], labels, captions, numbers, suffix == "test", f"{file}[{key}]"))
+            if all(key is None for key in keys.values()):
                 shown = ", ".join(f"{k} {a.shape}" for k, a in arrays.items())
                 asked = f"'{self.x}'" if self.x else "none of the usual names (x, images, data, x_train, ...)"
                 raise UserError(f"{file}: {asked} is not among its arrays: {shown}; set x=KEY")

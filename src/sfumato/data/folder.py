@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -30,6 +30,15 @@ MAX_TEXT = 1 << 20
 _OTHER_PICTURES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".jxl")
 
 
+@dataclass
+class _Listing:
+    """What lies below a folder: paths relative to it."""
+
+    pictures: list[str] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
+    others: Counter[str] = field(default_factory=Counter)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Folder(Encoded, name="folder"):
@@ -49,25 +58,26 @@ class Folder(Encoded, name="folder"):
         return self.path
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def open(self, index: int) -> BinaryIO:
         try:
-            return self._files[index].open("rb")
+            return Path(self.path, self._names[index]).open("rb")
         except OSError as error:
             raise BadPicture(error.strerror or "can't be opened") from None
 
     def name_of(self, index: int) -> str:
-        return self._files[index].relative_to(self.path).as_posix()
+        return self._names[index]
 
     def fingerprint(self) -> str:
-        return file_digest([*self._files, *self._metadata_files], Path(self.path))
+        root = Path(self.path)
+        return file_digest([*(root / name for name in self._names), *self._metadata_files], root)
 
     @property
     def problems(self) -> tuple[str, ...]:
         said = list(super().problems)
-        if self._others:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._others.items()))
+        if self._listing.others:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._listing.others.items()))
             said.append(f"{kinds} files are not read; convert them to PNG, JPEG or WebP")
         captions = self.table.captions
         if captions is not None:
@@ -79,7 +89,7 @@ class Folder(Encoded, name="folder"):
     def own_split(self) -> NDArray[np.bool_] | None:
         if not self._parts:
             return None
-        return np.asarray([self._relative(f)[0] in TEST_NAMES for f in self._files], np.bool_)
+        return np.asarray([name.partition("/")[0] in TEST_NAMES for name in self._names], np.bool_)
 
     @cached_property
     def table(self) -> Columns:
@@ -95,54 +105,55 @@ class Folder(Encoded, name="folder"):
         return self._from_metadata(rows)
 
     @cached_property
-    def _listing(self) -> tuple[list[Path], Counter[str]]:
+    def _listing(self) -> _Listing:
         root = Path(self.path)
         if not root.is_dir():
-            raise UserError(
-                f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}; give a folder of pictures"
-            )
-        found, others = [], Counter[str]()
-        for file in _walk(root):
-            if file.suffix.lower() in EXTENSIONS:
-                found.append(file)
-            elif file.suffix.lower() in _OTHER_PICTURES:
-                others[file.suffix.lower()] += 1
-        if not found:
-            some = f" ({sum(others.values())} {'/'.join(sorted(others))} files are not read)" if others else ""
+            what = "is not a folder" if root.exists() else "there is no such folder"
+            raise UserError(f"{root}: {what}; give a folder of pictures")
+        listing = _Listing()
+        for name in _walk(root):
+            suffix = f".{name.rpartition('.')[2].lower()}"
+            if suffix in EXTENSIONS:
+                listing.pictures.append(name)
+            elif suffix == ".txt":
+                listing.texts.add(name)
+            elif suffix in _OTHER_PICTURES:
+                listing.others[suffix] += 1
+        if not listing.pictures:
+            others = listing.others
+            some = f" ({others.total()} {'/'.join(sorted(others))} files are not read)" if others else ""
             raise UserError(f"{root}: holds no pictures{some}; put PNG, JPEG, WebP, GIF or BMP files there")
-        return sorted(found, key=lambda f: f.relative_to(root).as_posix()), others
+        listing.pictures.sort()
+        return listing
 
     @property
-    def _files(self) -> list[Path]:
-        return self._listing[0]
-
-    @property
-    def _others(self) -> Counter[str]:
-        return self._listing[1]
-
-    def _relative(self, file: Path) -> tuple[str, ...]:
-        return file.relative_to(self.path).parts
+    def _names(self) -> list[str]:
+        """Paths of the pictures, relative to the folder."""
+        return self._listing.pictures
 
     @cached_property
     def _parts(self) -> tuple[str, ...]:
         """The split sub-folders (train, test, ...), if the pictures lie in nothing else."""
-        tops = {parts[0] if len(parts) > 1 else "" for parts in map(self._relative, self._files)}
+        tops = {name.partition("/")[0] if "/" in name else "" for name in self._names}
         if tops <= {*TRAIN_NAMES, *TEST_NAMES} and tops & {*TRAIN_NAMES} and tops & {*TEST_NAMES}:
             return tuple(sorted(tops))
         return ()
 
     def _classes(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         level = 1 if self._parts else 0
-        inside = [self._relative(f)[level:] for f in self._files]
+        inside = [name.split("/")[level:] for name in self._names]
         if any(len(parts) < 2 for parts in inside) or len({parts[0] for parts in inside}) < 2:
             return None, ()
         return read_labels([parts[0] for parts in inside], self.path)
 
     def _captions(self) -> list[tuple[str, ...]] | None:
         listed = []
-        for file in self._files:
-            text = file.with_suffix(".txt")
-            listed.append(read_captions(read_text(text).splitlines(), str(text)) if text.is_file() else ())
+        for name in self._names:
+            beside = name.rpartition(".")[0] + ".txt"
+            text = Path(self.path, beside)
+            listed.append(
+                read_captions(read_text(text).splitlines(), str(text)) if beside in self._listing.texts else ()
+            )
         return listed if any(listed) else None
 
     @cached_property
@@ -156,20 +167,20 @@ class Folder(Encoded, name="folder"):
                 raise UserError(f"{folder}: has both metadata.jsonl and metadata.csv; keep one")
         return found
 
-    def _metadata(self) -> dict[Path, dict[str, Any]] | None:
+    def _metadata(self) -> dict[str, dict[str, Any]] | None:
         """The row of every picture that a metadata file names."""
-        known = set(self._files)
-        rows: dict[Path, dict[str, Any]] = {}
+        known = set(self._names)
+        rows: dict[str, dict[str, Any]] = {}
         for file in self._metadata_files:
             for number, row in _rows(file):
                 name = row.get("file_name")
                 if not isinstance(name, str) or not name:
                     raise UserError(f"{file}:{number}: has no file_name; every row names its picture")
-                picture = file.parent / name
                 if Path(name).is_absolute() or ".." in Path(name).parts:
                     raise UserError(
                         f"{file}:{number}: file_name '{name}' points outside the folder; give a path inside it"
                     )
+                picture = (file.parent / name).relative_to(self.path).as_posix()
                 if picture in rows:
                     raise UserError(f"{file}:{number}: '{name}' has a row already; keep one")
                 if picture not in known:
@@ -177,7 +188,7 @@ class Folder(Encoded, name="folder"):
                 rows[picture] = row
         return rows if self._metadata_files else None
 
-    def _from_metadata(self, rows: dict[Path, dict[str, Any]]) -> Columns:
+    def _from_metadata(self, rows: dict[str, dict[str, Any]]) -> Columns:
         where = str(self._metadata_files[0])
         keys = {key for row in rows.values() for key in row}
         caption = next((k for k in CAPTION_KEYS if k in keys), None)
@@ -185,12 +196,10 @@ class Folder(Encoded, name="folder"):
         for column in (*([label] if label else []), *self.numbers):
             if column not in keys:
                 raise UserError(f"{where}: has no column '{column}'; its columns are {', '.join(sorted(keys))}")
-            without = [f for f in self._files if rows.get(f, {}).get(column) in (None, "")]
+            without = [name for name in self._names if rows.get(name, {}).get(column) in (None, "")]
             if without:
-                raise UserError(
-                    f"{where}: '{self.name_of(self._files.index(without[0]))}' has no '{column}', {len(without)} in all"
-                )
-        listed = [rows.get(f, {}) for f in self._files]
+                raise UserError(f"{where}: '{without[0]}' has no '{column}', {len(without)} in all")
+        listed = [rows.get(name, {}) for name in self._names]
         captions = [read_captions(row.get(caption), where) for row in listed] if caption else self._captions()
         labels, names = read_labels(_whole([row[label] for row in listed]), where) if label else self._classes()
         numbers = (
@@ -220,8 +229,8 @@ def _whole(values: list[Any]) -> list[Any]:
     return values
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """All files below a folder; a folder that a loop of links leads to again is left out, and so are hidden ones."""
+def _walk(root: Path) -> Iterator[str]:
+    """All files below a folder, relative to it. A folder that a link leads to again is left out, and so is a hidden one."""
     seen = set()
     for folder, inside, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -230,7 +239,9 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
-        yield from (Path(folder) / name for name in files if not name.startswith("."))
+        inner = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        yield from (prefix + name for name in files if not name.startswith("."))
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -56,7 +56,7 @@ class Label(Conditioner, name="label"):
                 return self.index[value]
             if not value.lstrip("-").isdecimal():
                 raise UserError(f"there is no class '{value}'; {did_you_mean(value, self.labels)}")
-        elif isinstance(value, bool) or int(value) != value:
+        elif isinstance(value, bool) or not hasattr(value, "__index__"):
             raise UserError(f"label {value!r} is not a whole number or a class name")
         number, last = int(value), len(self.labels) - 1
         if not 0 <= number <= last:

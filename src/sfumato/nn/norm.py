@@ -15,7 +15,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: bool = False) -> Tensor:
-        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             x = x.contiguous()  # torch's forward-mode formula for group norm takes no other memory layout
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         if scale is not None and shift is not None:

@@ -17,6 +17,7 @@ from sfumato.data.base import Data
 from sfumato.data.order import Order
 from sfumato.errors import UserError
 
+_BLOCK = 16
 Loaded = tuple[NDArray[np.int64], Batch]
 
 
@@ -57,8 +58,10 @@ class Loader(Iterator[Loaded]):
             raise UserError("the training part of the data is empty; lower held_out or give more items")
         self._data, self._size, self._seed = data, batch_size, seed
         self._order = Order(len(data), seed)
-        self._next = start + rank * batch_size
+        self._first = start + rank * batch_size
         self._stride = world * batch_size
+        self._step = 0
+        self._blocks: dict[int, NDArray[np.int64]] = {}
         self._depth = max(prefetch, threads)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._waiting: deque[Future[Loaded]] = deque()
@@ -67,18 +70,33 @@ class Loader(Iterator[Loaded]):
         if self._pool is None:
             raise UserError("the loader is closed; make a new one with start=POSITION")
         while len(self._waiting) < self._depth:
-            self._waiting.append(self._pool.submit(self._make, self._next))
-            self._next += self._stride
+            self._waiting.append(self._pool.submit(self._make, self._step))
+            self._step += 1
         try:
             return self._waiting.popleft().result()
         except BaseException:
             self.close()
             raise
 
-    def _make(self, first: int) -> Loaded:
-        number = np.arange(first, first + self._size, dtype=np.int64)
+    def _make(self, step: int) -> Loaded:
+        number = self._numbers(step)
         draws = uniform(keys(self._seed, "augment", number))
-        return number, self._data.fetch(self._order(number), draws)
+        return number, self._data.fetch(self._indices(step), draws)
+
+    def _numbers(self, step: int) -> NDArray[np.int64]:
+        first = self._first + step * self._stride
+        return np.arange(first, first + self._size, dtype=np.int64)
+
+    def _indices(self, step: int) -> NDArray[np.int64]:
+        """Indices of a step (B,). Made for _BLOCK steps at once, which costs hardly more than for one."""
+        block = step // _BLOCK
+        indices = self._blocks.get(block)
+        if indices is None:
+            first = block * _BLOCK
+            numbers = np.concatenate([self._numbers(s) for s in range(first, first + _BLOCK)])
+            self._blocks.pop(block - 2 - self._depth // _BLOCK, None)  # no step of it can be on its way any more
+            indices = self._blocks[block] = self._order(numbers).reshape(_BLOCK, self._size)
+        return indices[step % _BLOCK]
 
     def close(self) -> None:
         """Stop the background threads. Idempotent."""

@@ -96,7 +96,7 @@ class Loader(Iterator[Loaded]):
             numbers = np.concatenate([self._numbers(s) for s in range(first, first + _BLOCK)])
             self._blocks.pop(block - 2 - self._depth // _BLOCK, None)  # no step of it can be on its way any more
             indices = self._blocks[block] = self._order(numbers).reshape(_BLOCK, self._size)
-        return indices[step % _BLOCK]
+        return np.asarray(indices[step % _BLOCK])
 
     def close(self) -> None:
         """Stop the background threads. Idempotent."""

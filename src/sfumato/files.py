@@ -188,6 +188,28 @@ def refuse_pickle(file: Path) -> None:
         )
 
 
+def try_lock(handle: int) -> bool:
+    """Lock an open file against other processes, if no other one has; the lock ends when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks of this kind, so nothing is held
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds the lock of a file now."""
+    try:
+        with file.open("rb") as stream:
+            return not try_lock(stream.fileno())
+    except FileNotFoundError:
+        return False
+
+
 def sha256(file: Path) -> str:
     """Hexadecimal sha256 of a file's content."""
     digest = hashlib.sha256()

@@ -167,7 +167,7 @@ def write_card(folder: Path, model: Model, config: Mapping[str, Any]) -> str:
         "asked by": ", ".join(columns) or "nothing: unconditional",
         "network": f"{spec['network']['type']}, {count:,} parameters with codec and conditioner",
         "process, parameterization": f"{spec['process']['type']}, {spec['parameterization']['type']}",
-        **{key: json.dumps(value, ensure_ascii=False) for key, value in trained.items()},
+        **{f"trained: {key}": str(value) for key, value in trained.items() if isinstance(value, str | int | float)},
         "written by": f"sfumato {config['sfumato']}",
     }
     table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items())

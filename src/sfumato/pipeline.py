@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, final
 
@@ -171,7 +171,39 @@ class Pipeline:
         """
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type={output_type!r}: use pil, np or pt")
-        _check_batch(batch_size)
+        plan = self.plan(
+            prompt,
+            label=label,
+            number=number,
+            negative_prompt=negative_prompt,
+            n=n,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            solver=solver,
+            grid=grid,
+        )
+        made = torch.cat(list(self.run(plan, batch_size, callback_on_step_end)))
+        return Output(made, _images(made, output_type), plan.request.seeds, plan.request.texts, plan.settings)
+
+    def plan(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        label: int | str | Sequence[int | str] | None = None,
+        number: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        solver: Solver | str | Mapping[str, Any] | None = None,
+        grid: Grid | str | Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Check a call without making it. For very many samples: `run(plan)` gives them batch by batch."""
+        own = self.sampling
+        steps = own.steps if num_inference_steps is None else num_inference_steps
+        _check_steps(steps)
         request = resolve(
             self.model.info,
             () if self.model.conditioner is None else self.model.conditioner.columns,
@@ -182,49 +214,40 @@ class Pipeline:
             n=n,
             seed=seed,
             guidance_scale=guidance_scale,
-            guided=self.sampling.guidance is not None,
+            guided=own.guidance is not None,
         )
-        steps = self.sampling.steps if num_inference_steps is None else num_inference_steps
-        _check_steps(steps)
-        walk = _Walk(
-            self.sampling.solver if solver is None else _built(Solver, solver, "solver"),
-            (self.sampling.grid if grid is None else _built(Grid, grid, "grid")),
+        if self.model.conditioner is not None:  # prompts too long, numbers out of range
+            for columns in (request.columns, request.negative_columns if request.negative else {}):
+                if columns:
+                    self.model.conditioner.prepare(columns)
+        return Plan(
+            request,
+            own.solver if solver is None else _built(Solver, solver, "solver"),
+            own.grid if grid is None else _built(Grid, grid, "grid"),
             steps,
-            self.sampling.guidance or ClassifierFree(),
+            own.guidance or ClassifierFree(),
         )
-        parts = []
-        # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training.
-        with torch.no_grad(), _evaluating(self.model):
-            for batch, real in request.batches(batch_size):
-                x0 = self._walk(batch, walk, callback_on_step_end)[:real]
+
+    def run(self, plan: Plan, batch_size: int = 64, callback_on_step_end: OnStepEnd | None = None) -> Iterator[Tensor]:
+        """The samples of a plan in order, as media (B, C, *S) on the CPU, at most `batch_size` at a time."""
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r}: must be at least 1")
+        for batch, real in plan.request.batches(batch_size):
+            # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training
+            with torch.no_grad(), _evaluating(self.model):
+                x0 = self._walk(batch, plan, callback_on_step_end)[:real]
                 if not bool(torch.isfinite(x0).all()):
                     raise SfumatoError(
-                        "the samples are not finite; a model of half precision may need dtype=fp32, another may have diverged"
+                        "the samples are not finite: the model has diverged, or its half precision overflows; try dtype=fp32"
                     )
-                parts.append(self.model.codec.decode(x0).cpu())
-        made = torch.cat(parts)
-        scale = (
-            {"guidance_scale": walk.guidance.scale}
-            if isinstance(walk.guidance, ClassifierFree) and request.guided
-            else {}
-        )
-        settings = {
-            **scale,
-            **request.settings,
-            "num_inference_steps": steps,
-            "solver": as_spec(walk.solver).to_dict(),
-            "grid": as_spec(walk.grid).to_dict(),
-        }
-        return Output(made, _images(made, output_type), request.seeds, request.texts, settings)
+                made = self.model.codec.decode(x0).cpu()
+            yield made
 
-    def _walk(self, request: Request, walk: _Walk, callback: OnStepEnd | None) -> Tensor:
+    def _walk(self, request: Request, plan: Plan, callback: OnStepEnd | None) -> Tensor:
         """x0 (B, *S) of one batch."""
         model, process = self.model, self.model.denoiser.process
-        cond = model.condition(request.columns) if request.columns else None
-        denoiser: Denoiser = model.denoiser
-        if model.conditioner is not None:
-            denoiser, cond = self._guided(request, walk.guidance, cond)
-        times = walk.grid(process, walk.steps)
+        denoiser, cond = self._guided(request, plan.guidance)
+        times = plan.grid(process, plan.steps)
         noise = SampleNoise(request.seeds)
         x = start(process, noise.prior(model.codec.shape, device=model.device), times[0])
 
@@ -236,30 +259,49 @@ class Pipeline:
                 )
             return changed
 
-        return sample(denoiser, walk.solver, x, times, cond, noise=noise, on_step=on_step)
+        return sample(denoiser, plan.solver, x, times, cond, noise=noise, on_step=on_step)
 
-    def _guided(self, request: Request, guidance: Guidance, cond: Cond | None) -> tuple[Denoiser, Cond]:
-        assert self.model.conditioner is not None
-        if cond is None:  # guidance_scale = 0 and nothing asked for
-            return self.model.denoiser, self.model.conditioner.null(len(request.seeds))
+    def _guided(self, request: Request, guidance: Guidance) -> tuple[Denoiser, Cond | None]:
+        model, conditioner = self.model, self.model.conditioner
+        if conditioner is None:
+            return model.denoiser, None
+        if not request.columns:  # guidance_scale = 0 and nothing asked for
+            return model.denoiser, conditioner.null(len(request.seeds))
+        cond = model.condition(request.columns)
         if request.scale is None and not request.guided:
-            return self.model.denoiser, cond
-        if request.negative:
-            null = self.model.condition({"caption": request.negative})
-            assert null is not None
-        else:
-            null = self.model.conditioner.null(len(request.seeds))
+            return model.denoiser, cond
+        negative = model.condition(request.negative_columns) if request.negative else None
+        null = conditioner.null(len(request.seeds)) if negative is None else negative
         scale = None if request.scale is None else torch.tensor(request.scale, dtype=torch.float64)
-        return guidance.wrap(self.model.denoiser, null, scale), cond
+        return guidance.wrap(model.denoiser, null, scale), cond
 
 
 @final
 @dataclass(frozen=True)
-class _Walk:
+class Plan:
+    """A call of a pipeline, checked: what is asked of every sample, and how all are sampled."""
+
+    request: Request
     solver: Solver
     grid: Grid
     steps: int
     guidance: Guidance
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the call, all of them."""
+        own = self.guidance.scale if self.request.guided and isinstance(self.guidance, ClassifierFree) else None
+        return {
+            **({} if own is None else {"guidance_scale": own}),
+            **self.request.settings,
+            "num_inference_steps": self.steps,
+            "solver": as_spec(self.solver).to_dict(),
+            "grid": as_spec(self.grid).to_dict(),
+        }
+
+    def take(self, rows: Sequence[int]) -> Plan:
+        """The plan of some of its samples."""
+        return replace(self, request=self.request.take(rows))
 
 
 @contextmanager
@@ -278,11 +320,6 @@ def _built(base: type[T], value: T | str | Mapping[str, Any], name: str) -> T:
     return parse(base, value, path=name).build()
 
 
-def _own_scale(request: Request, guidance: Guidance) -> dict[str, float]:
-    """The scale that acts when none was asked for."""
-    return {"guidance_scale": guidance.scale} if request.guided and isinstance(guidance, ClassifierFree) else {}
-
-
 def _images(made: Tensor, output_type: OutputType) -> list[Image.Image] | NDArray[Any] | Tensor:
     if output_type == "pil":
         return [media.to_image(item) for item in made]
@@ -292,8 +329,3 @@ def _images(made: Tensor, output_type: OutputType) -> list[Image.Image] | NDArra
 def _check_steps(steps: int) -> None:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise UserError(f"sampling needs a whole number of steps, at least 1, not {steps!r}; set steps= to 1 or more")
-
-
-def _check_batch(batch_size: int) -> None:
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise UserError(f"batch_size={batch_size!r}: must be at least 1")

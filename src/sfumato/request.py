@@ -34,6 +34,11 @@ class Request:
     guided: bool
     settings: dict[str, Any]
 
+    @property
+    def negative_columns(self) -> dict[str, Column]:
+        """The columns with the negative prompts in place of the prompts."""
+        return {**self.columns, "caption": self.negative}
+
     def batches(self, most: int) -> Iterator[tuple[Request, int]]:
         """Batches of one shape, at most `most` samples each: (batch, how many of it are real).
 
@@ -43,9 +48,11 @@ class Request:
         size = math.ceil(total / math.ceil(total / most))
         for first in range(0, total, size):
             rows = [min(i, total - 1) for i in range(first, first + size)]
-            yield self._take(rows), min(size, total - first)
+            yield self.take(rows), min(size, total - first)
 
-    def _take(self, rows: list[int]) -> Request:
+    def take(self, rows: Sequence[int]) -> Request:
+        """The request for some of its samples. `settings` stay those of the whole call."""
+        rows = list(rows)
         columns: dict[str, Column] = {
             k: v[rows] if isinstance(v, torch.Tensor) else [v[i] for i in rows] for k, v in self.columns.items()
         }

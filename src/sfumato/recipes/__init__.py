@@ -1,11 +1,11 @@
 """Recipes: every setting of a training, as data, and functions that choose them well."""
 
 from sfumato.recipes.base import Recipe, dials, find_recipe, recipe, recipes, slug
-from sfumato.recipes.build import Prepared, prepare, trainer
+from sfumato.recipes.build import Prepared, check_init, prepare, start, trainer
 from sfumato.recipes.image import image
 from sfumato.recipes.load import ALIASES, load_recipe, override_all, read_recipe
 
 __all__ = [
-    "ALIASES", "Prepared", "Recipe", "dials", "find_recipe", "image", "load_recipe", "override_all", "prepare", "read_recipe",
-    "recipe", "recipes", "slug", "trainer",
+    "ALIASES", "Prepared", "Recipe", "check_init", "dials", "find_recipe", "image", "load_recipe", "override_all", "prepare", "read_recipe",
+    "recipe", "recipes", "slug", "start", "trainer",
 ]  # fmt: skip

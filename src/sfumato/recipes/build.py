@@ -71,7 +71,13 @@ def trainer(
     """A trainer for a recipe in a run folder; `fit()` starts it or goes on. `hooks` are called after the standard ones."""
     run = Run(folder, spec)
     check_init(spec, run.folder)
-    prepared = prepare(spec, run)
+    return start(prepare(spec, run), run, device=device, hooks=hooks, display=display)
+
+
+def start(
+    prepared: Prepared, run: Run, *, device: str = "auto", hooks: Sequence[Hook] = (), display: Display | None = None
+) -> Trainer:
+    """The trainer of what `prepare` made."""
     recipe = prepared.recipe
     standard = standard_hooks(prepared.data, recipe.train, prepared.spec, recipe.sampling)
     return Trainer(

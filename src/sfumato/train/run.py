@@ -19,7 +19,7 @@ from typing import Any, Literal, final
 
 from sfumato import __version__
 from sfumato.errors import UserError
-from sfumato.files import disk_errors, make_folder, remove_leftovers, write_atomic
+from sfumato.files import disk_errors, is_locked, make_folder, remove_leftovers, try_lock, write_atomic
 from sfumato.spec import Spec, dump_yaml
 from sfumato.train.checkpoint import Checkpoints
 from sfumato.train.settings import FREE_TO_CHANGE
@@ -140,7 +140,7 @@ class Run:
         """Hold the run against a second process that would train in the same folder."""
         make_folder(self.folder)
         with disk_errors(self.folder), (self.folder / ".lock").open("w") as stream:
-            if not _try_lock(stream.fileno()):
+            if not try_lock(stream.fileno()):
                 raise UserError(
                     f"the run '{self.folder}' is being trained by another process; stop it or choose another name="
                 )
@@ -148,11 +148,7 @@ class Run:
 
     def is_locked(self) -> bool:
         """Whether a process trains in this folder now."""
-        file = self.folder / ".lock"
-        if not file.exists():
-            return False
-        with file.open("r+") as stream:
-            return not _try_lock(stream.fileno())
+        return is_locked(self.folder / ".lock")
 
 
 _ABSENT = object()
@@ -174,18 +170,6 @@ def _free(path: str) -> bool:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     return plain
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks of this kind, so nothing is held
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""`sfumato train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sfumato.commands.say import duration, facts, say, say_json, size
+from sfumato.commands.words import RUNS, find_run, only_settings, run_names
+from sfumato.core import DataInfo
+from sfumato.errors import UserError
+from sfumato.recipes import Prepared, Recipe, check_init, load_recipe, prepare, recipes, slug, start
+from sfumato.spec import Spec, dump_yaml
+from sfumato.train import Result, Run, Terminal
+from sfumato.train.device import choose_device, choose_precision
+
+
+def train(
+    source: str, words: Sequence[str], *, name: str | None, fresh: bool, dry_run: bool, device: str, as_json: bool
+) -> None:
+    """Train, resume, or with `dry_run` only say what would be done."""
+    settings = only_settings(words)
+    name = settings.pop("name", name)
+    where, folder = _source(source)
+    spec = load_recipe(where, settings)
+    if name is not None:
+        folder = RUNS / _folder_name(name)
+    folder = folder or RUNS / slug(spec.title)
+    run = Run(folder, spec)
+    check_init(spec, folder)
+    choose_device(device)
+    if dry_run:
+        _dry_run(spec, run, device, as_json)
+        return
+    if not fresh:
+        run.check_settings(dict(spec.leaves()))
+    prepared = prepare(spec, None if fresh else run)
+    if not as_json:
+        say(_header(prepared, run, device))
+    if fresh and (removed := run.clear()):
+        _tell(f"--fresh: removed {', '.join(removed)} of {folder}", as_json)
+    display = Terminal(Console(stderr=True, highlight=False))
+    result = start(prepared, run, device=device, display=display).fit()
+    if as_json:
+        say_json(_summary(result, run))
+    else:
+        say(_closing(result, prepared, run))
+
+
+def _source(source: str) -> tuple[str | Path, Path | None]:
+    """What to load, and the run folder if a run was named. A recipe's name goes before a run's."""
+    if source in recipes() or Path(source).is_file():
+        return source, None
+    if (Path(source) / "recipe.yaml").is_file() or source in run_names():
+        folder = find_run(source)
+        return folder, folder
+    return source, None
+
+
+def _folder_name(name: str) -> str:
+    if slug(name) != name:
+        raise UserError(f"name={name}: the name of a run is one folder of {RUNS}/, such as {slug(name)}")
+    return name
+
+
+def _dry_run(spec: Spec[Recipe], run: Run, device: str, as_json: bool) -> None:
+    prepared = prepare(spec)
+    cost = prepared.estimate(device)
+    if as_json:
+        say_json(
+            {
+                "run": str(run.folder),
+                "settings": spec.to_dict(),
+                "device": str(choose_device(device)),
+                "parameters": cost.parameters,
+                "memory_bytes": cost.memory_bytes,
+                "seconds_per_step": cost.seconds_per_step,
+                "minutes": cost.minutes,
+                "samples": cost.samples,
+            }
+        )
+        return
+    say(dump_yaml(spec))
+    say(_header(prepared, run, device))
+    expected = {
+        "memory": f"about {size(cost.memory_bytes)} for weights, optimiser, averages and activations",
+        "time": f"{cost.seconds_per_step:.3g} s a step, {duration(60 * cost.minutes)} for {cost.samples:,} samples",
+    }
+    say(facts(expected))
+    say("dry run: two real steps were made and nothing was written")
+
+
+def _header(prepared: Prepared, run: Run, device: str) -> str:
+    """Everything that is worth knowing before waiting."""
+    recipe, model = prepared.recipe, prepared.task.model
+    chosen = choose_device(device)
+    dtype = str(choose_precision(recipe.train.precision, chosen)).removeprefix("torch.")
+    hardware = f"{torch.get_num_threads()} threads" if chosen.type == "cpu" else ""
+    if chosen.type == "cuda":
+        hardware = torch.cuda.get_device_name(chosen)
+    train = recipe.train
+    budget = f"{train.minutes:g} minutes" if train.minutes is not None else f"{train.samples or 0:,} samples"
+    count = sum(p.numel() for p in model.parameters())
+    return f"{recipe.title}\n" + facts(
+        {
+            "data": _data_line(prepared),
+            "model": f"{recipe.network.cls.kind}, {count:,} parameters, {_asked(prepared)}",
+            "device": ", ".join(filter(None, (str(chosen), hardware, dtype))),
+            "budget": f"{budget}, batches of {train.batch}",
+            "run": f"{run.folder}{_progress(run)}",
+            **({"starts from": recipe.init} if recipe.init is not None else {}),
+        }
+    )
+
+
+def _data_line(prepared: Prepared) -> str:
+    data, info = prepared.data, prepared.spec.info
+    held_out = int(data.held_out_mask().sum())
+    shape = " x ".join(map(str, info.shape))
+    said = f"{data.kind}: {len(data) - held_out:,} items of {shape} to train on, {held_out:,} held out"
+    return "\n".join([said, *(f"problem: {problem}" for problem in data.problems)])
+
+
+def _asked(prepared: Prepared) -> str:
+    words = {"caption": "prompt", "label": "label", "number": "number"}
+    conditioner = prepared.task.model.conditioner
+    if conditioner is None:
+        return "unconditional"
+    return "asked by " + " and ".join(words.get(column, column) for column in conditioner.columns)
+
+
+def _progress(run: Run) -> str:
+    info = run.checkpoints().newest_info()
+    return "" if info is None else f", going on from {info['samples']:,} samples"
+
+
+def _summary(result: Result, run: Run) -> dict[str, Any]:
+    return {
+        "run": str(run.folder),
+        "state": run.state().get("state"),
+        "steps": result.steps,
+        "samples": result.samples,
+        "seconds": round(result.seconds, 1),
+        "loss": result.loss,
+        "model": str(run.model),
+        "pictures": str(run.samples),
+        "report": str(run.report),
+    }
+
+
+def _closing(result: Result, prepared: Prepared, run: Run) -> str:
+    return f"trained for {duration(result.seconds)} on {result.samples:,} samples, loss {result.loss:.4f}\n" + facts(
+        {
+            "pictures": str(run.samples),
+            "report": str(run.report),
+            "model": str(run.model),
+            "next": next_command(run.folder, prepared.spec.info, prepared),
+        }
+    )
+
+
+def next_command(folder: Path, info: DataInfo, prepared: Prepared) -> str:
+    """A `sfumato sample` that works for this model."""
+    conditioner = prepared.task.model.conditioner
+    columns = () if conditioner is None else conditioner.columns
+    words = []
+    if "caption" in columns:
+        held_out = prepared.data.split("held_out")
+        shown = held_out if len(held_out) else prepared.data.split("train")
+        caption = next((str(c) for c in shown.columns([0]).get("caption", ()) if str(c)), "...")
+        words.append(caption)
+    elif "label" in columns and info.labels:
+        words.append(f"label={info.labels[0]}")
+    if "number" in columns:
+        values = prepared.data.columns([0])["number"]
+        words.append("number=" + ",".join(f"{float(v):g}" for v in torch.as_tensor(values).flatten()))
+    return shlex.join(["sfumato", "sample", str(folder), *words])
+
+
+def _tell(text: str, as_json: bool) -> None:
+    print(text, file=sys.stderr if as_json else sys.stdout, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,20 +23,22 @@ _PLOT = (192, 96)
 _SHOWN = 96  # pictures below this are enlarged by a whole factor, so that a person can see them
 _FONT = 11
 _LINES = 4
+_SLICES = 8
 
 
 def to_image(x: Tensor | NDArray[Any]) -> Image.Image:
     """One item (C, *S) as a picture.
 
     (C, L): a line plot, a colour for each channel. (C, H, W): grey, grey + alpha, RGB or RGBA for C = 1 to 4, else the
-    channels side by side. (C, D, H, W): slices along D, side by side. uint8 is shown as it is; other types are stretched
-    from their smallest to their largest finite value.
+    channels side by side. (C, D, H, W): up to 8 slices along D, side by side. uint8 is shown as it is; other types are
+    stretched from their smallest to their largest finite value.
     """
     array = np.asarray(x.detach().cpu().float().numpy() if isinstance(x, Tensor) and x.is_floating_point() else x)
     if array.ndim == 2:
         return _plot(array)
     if array.ndim == 4:
-        return _row([to_image(_bytes(array)[:, d]) for d in range(array.shape[1])])
+        depths = np.linspace(0, array.shape[1] - 1, min(_SLICES, array.shape[1])).round().astype(int)
+        return _row([to_image(_bytes(array)[:, d]) for d in depths])
     if array.ndim != 3:
         raise UserError(f"an array of shape {array.shape} can't be shown; items are (C, L), (C, H, W) or (C, D, H, W)")
     shown = _bytes(array)
@@ -136,7 +139,9 @@ def _plot(array: NDArray[Any]) -> Image.Image:
             x = np.linspace(0, wide - 1, len(row))
             draw.line(list(zip(x.tolist(), y.tolist())), fill=ink)
             continue
-        for column, part in enumerate(np.array_split(y, wide)):
+        ends = np.linspace(0, len(y) - 1, wide + 1).astype(int)
+        for column, (start, stop) in enumerate(itertools.pairwise(ends.tolist())):
+            part = y[start : stop + 1]  # with the first value of the next column, so that steep lines have no gaps
             draw.line([(column, float(part.min())), (column, float(part.max()))], fill=ink)
     return image
 

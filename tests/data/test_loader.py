@@ -103,7 +103,7 @@ def test_work_is_done_in_the_background() -> None:
     with Loader(data, 10, seed=0, prefetch=3) as loader:
         next(loader)
         time.sleep(0.2)
-        assert all(future.done() for future in loader._waiting) and len(loader._waiting) == 2
+        assert all(future.done() for future in loader._waiting) and len(loader._waiting) == 3
     assert threading.current_thread().name not in data.threads
 
 

@@ -22,7 +22,7 @@ from sfumato.data.columns import Columns
 from sfumato.data.pictures import BadPicture, Header, Look, Pixels, Resample
 from sfumato.errors import UserError
 
-SCANNED = 20_000  # headers read before training; beyond that, evenly spaced ones
+SCANNED = 5_000  # headers read before training; beyond that, evenly spaced ones
 BAD_SHARE = 0.01
 _AUTO_SIZE = 64
 _NAMED = 10

@@ -69,14 +69,19 @@ class Loader(Iterator[Loaded]):
     def __next__(self) -> Loaded:
         if self._pool is None:
             raise UserError("the loader is closed; make a new one with start=POSITION")
-        while len(self._waiting) < self._depth:
-            self._waiting.append(self._pool.submit(self._make, self._step))
-            self._step += 1
         try:
-            return self._waiting.popleft().result()
+            self._fill(self._pool)
+            ready = self._waiting.popleft().result()
+            self._fill(self._pool)
         except BaseException:
             self.close()
             raise
+        return ready
+
+    def _fill(self, pool: ThreadPoolExecutor) -> None:
+        while len(self._waiting) < self._depth:
+            self._waiting.append(pool.submit(self._make, self._step))
+            self._step += 1
 
     def _make(self, step: int) -> Loaded:
         number = self._numbers(step)

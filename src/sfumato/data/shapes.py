@@ -193,6 +193,7 @@ class _Plan:
 class _Captions(Sequence[tuple[str, ...]]):
     def __init__(self, plan: _Plan, count: int) -> None:
         self._plan, self._count = plan, count
+        self._written: dict[int, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -206,7 +207,10 @@ class _Captions(Sequence[tuple[str, ...]]):
     def __getitem__(self, index: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
         if isinstance(index, slice):
             return [self._plan.describe(i).captions() for i in range(*index.indices(self._count))]
-        return self._plan.describe(index).captions()
+        written = self._written.get(index)
+        if written is None:
+            written = self._written[index] = self._plan.describe(index).captions()
+        return written
 
 
 def _chance(key: NDArray[np.uint64], use: int) -> Float:

@@ -1,0 +1,1 @@
+"""Measurements against peers, each run of both in one process on one machine: `python -m benchmarks.cpu`."""

@@ -75,12 +75,12 @@ class Judge(nn.Module):
         logits: Tensor = self.head(self.drop(self._features(media)))
         return logits
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict(self, media: Tensor) -> Tensor:
         """The most likely class of each picture (N,) int64."""
         return torch.cat([self(part).argmax(1) for part in torch.split(media, _BATCH)])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, media: Tensor) -> Tensor:
         """What the last layer sees: (N, features)."""
         return torch.cat([self._features(part) for part in torch.split(media, _BATCH)])

@@ -68,7 +68,7 @@ def test_a_changed_byte_is_named(tmp_path: Path) -> None:
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    with pytest.raises(CorruptError, match="judge.safetensors"):
+    with pytest.raises(CorruptError, match=r"judge\.safetensors"):
         Judge.load(tmp_path / "judge")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +113,10 @@ class Spec(Generic[T]):
         head, _, rest = path.partition(".")
         known = parameters(self.cls)
         if head not in known:
-            raise UserError(f"there is no setting '{full}'; {did_you_mean(full, _all_paths(self))}")
+            before = full.removesuffix(path)
+            raise UserError(
+                f"there is no setting '{full}'; {did_you_mean(full, [before + p for p in _all_paths(self)])}"
+            )
         if not rest:
             return Spec._checked(self.cls, {**self.settings, head: value}, prefix=full.removesuffix(head))
         inner = getattr(self, head)
@@ -220,13 +224,18 @@ def _value(annotation: Any, value: Any, path: str, marks: Marks) -> Any:
             return None
         return parse(base, value, path=path, marks=marks)
     value = _from_text(annotation, value)
+    at = _at(path, marks)
+    if isinstance(value, bool) and bool not in _options(annotation) and annotation is not Any:
+        raise UserError(f"{at} = {str(value).lower()}: must not be true or false")
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         inner = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+        if first["type"] in ("missing", "too_long") and isinstance(value, list | tuple):
+            raise UserError(f"{at} = {value!r}: has {len(value)} values, which is not how many it takes") from None
         said = first["msg"][:1].lower() + first["msg"][1:]
-        raise UserError(f"{_at(path, marks)}{inner} = {value!r}: {said}") from None
+        raise UserError(f"{at}{inner} = {first['input'] if inner else value!r}: {said}") from None
 
 
 @functools.lru_cache(maxsize=512)
@@ -254,27 +263,33 @@ def _built(value: Any, annotation: Any) -> Any:
     """A nested spec is built, unless the setting asks for the `Spec` itself (to build it later, with run-time values)."""
     if not isinstance(value, Spec):
         return value
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return value if any(get_origin(option) is Spec for option in options) else value.build()
+    return value if any(get_origin(option) is Spec for option in _options(annotation)) else value.build()
 
 
 def _from_text(annotation: Any, value: Any) -> Any:
     """Text from the command line: `1,2,4` for a tuple, YAML for everything but plain strings."""
     if not isinstance(value, str):
         return value
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    options = _options(annotation)
+    if value.lower() in ("none", "null") and type(None) in options:
+        return None
     if any(get_origin(option) in (tuple, list) or option in (tuple, list) for option in options):
         text = value.strip().strip("()[]")
-        if value.lower() in ("none", "null") and type(None) in options:
-            return None
         return [yaml.safe_load(part) for part in text.split(",") if part.strip()]
     if str in options or any(get_origin(o) is typing.Literal for o in options):
-        return None if value.lower() in ("none", "null") and type(None) in options else value
+        return value
+    if int in options and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value):  # 1e6, which YAML takes for text
+        return float(value)
     try:
         loaded = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
     return value if isinstance(loaded, str) else loaded
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _plain(value: Any) -> Any:
@@ -290,7 +305,7 @@ def _plain(value: Any) -> Any:
 
 
 def _all_paths(spec: Spec[Any]) -> list[str]:
-    return [path for path, _ in spec.leaves() if not path.endswith(".type") and path != "type"]
+    return [path.removesuffix(".type") for path, _ in spec.leaves() if path != "type"]
 
 
 def _at(path: str, marks: Marks) -> str:
@@ -300,6 +315,7 @@ def _at(path: str, marks: Marks) -> str:
 
 # ---------------------------------------------------------------- files
 _MAX_BYTES = 1 << 20
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 def read_yaml(file: Path) -> tuple[Any, dict[str, str]]:
@@ -327,6 +343,8 @@ def read_yaml(file: Path) -> tuple[Any, dict[str, str]]:
 
 def _construct(node: yaml.Node, path: str, file: Path, marks: dict[str, str]) -> Any:
     marks[path] = f"{file}:{node.start_mark.line + 1}"
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        raise UserError(f"{marks[path]}: not readable as YAML: the tag {node.tag} is not plain data")
     if isinstance(node, yaml.MappingNode):
         made: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -58,6 +58,7 @@ def image(*, data: Spec[Data], size: Size = "auto", minutes: float | None = None
     opened = data.build()
     info, device = opened.info, _device()
     scale = _SCALES[("xs" if device == "cpu" else "m") if size == "auto" else size]
+    batch = batch_for(info.shape, _CPU_POSITIONS if device == "cpu" else scale.positions)
     return Spec(
         Recipe,
         title=title_of(data),
@@ -66,9 +67,9 @@ def image(*, data: Spec[Data], size: Size = "auto", minutes: float | None = None
         conditioner=conditioner_for(opened, scale.width),
         objective=DenoisingLoss(times=LogitNormalTimes()),
         train=Training(
-            batch=batch_for(info.shape, _CPU_POSITIONS if device == "cpu" else scale.positions),
+            batch=batch,
             minutes=minutes if minutes is not None else (15.0 if device == "cpu" else 60.0),
-            lr=scale.lr,
+            lr=round(scale.lr * min(1.0, math.sqrt(batch / 64)), 6),
         ),
     )
 

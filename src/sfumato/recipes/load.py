@@ -79,7 +79,7 @@ def override_all(spec: Spec[Recipe], settings: Mapping[str, str]) -> Spec[Recipe
 
 def find_path(spec: Spec[Recipe], key: str, value: str) -> str:
     """The dotted path that a short or whole name means."""
-    known = [path for path, _ in spec.leaves()]
+    known = list(dict.fromkeys(path.removesuffix(".type") for path, _ in spec.leaves()))
     if key in parameters(Recipe) or key in known or "." in key:
         return key
     if key == "guidance" and not _is_number(value):
@@ -91,7 +91,7 @@ def find_path(spec: Spec[Recipe], key: str, value: str) -> str:
         return ends[0]
     if ends:
         raise UserError(f"{key}= could mean {', '.join(ends)}; write the whole name")
-    names = {*known, *ALIASES, *(path.rpartition(".")[2] for path in known)} - {"type"}
+    names = {*known, *ALIASES, *(path.rpartition(".")[2] for path in known)}
     raise UserError(f"there is no setting '{key}'; {_suggest(key, names, known)}")
 
 

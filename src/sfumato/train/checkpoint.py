@@ -158,7 +158,7 @@ def weights(module: nn.Module) -> Tensors:
 def load_weights(module: nn.Module, stored: Tensors, source: str) -> None:
     """Copy tensors into a module in place; raises UserError naming the first one that does not fit."""
     ours = weights(module)
-    for name in ours.keys() | stored.keys():
+    for name in ours | stored:
         if name not in stored:
             raise UserError(f"{source} has no tensor '{name}', which this model needs")
         if name not in ours:

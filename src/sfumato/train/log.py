@@ -116,6 +116,7 @@ class Meter:
         if not self._pending:
             return
         scalars = torch.stack([torch.stack([s.loss.float(), s.norm.float(), s.bad]) for s in self._pending])
+        parts: list[Loss] = []
         for (loss, norm, bad), step in zip(scalars.double().cpu().numpy(), self._pending):
             if bad:
                 self.skipped += 1
@@ -124,19 +125,18 @@ class Meter:
                 continue
             self.streak = 0
             self._sums += (loss, norm, 1)
-            if self._process is not None:
-                for part in step.parts:
-                    self._add_levels(self._process, part)
+            parts += [
+                part for part in step.parts if part.t.ndim == 1
+            ]  # with a time for every token there is no one level
         self._pending.clear()
-
-    def _add_levels(self, process: Process, part: Loss) -> None:
-        u = process.level(part.t).flatten().numpy()
-        per_sample = part.per_sample.detach().double().cpu().flatten().numpy()
-        if len(per_sample) != len(u):  # a time for every token: there is no one level of a sample
-            return
-        where = np.minimum((u * LEVELS).astype(np.int64), LEVELS - 1)
-        self._levels[0] += np.bincount(where, per_sample, LEVELS)
-        self._levels[1] += np.bincount(where, minlength=LEVELS)
+        if self._process is not None and parts:
+            u = self._process.level(torch.cat([part.t for part in parts])).numpy()
+            per_sample = torch.cat([part.per_sample for part in parts]).double().cpu().numpy()
+            where = np.minimum((u * LEVELS).astype(np.int64), LEVELS - 1)
+            np.add.at(
+                self._levels[0], where, per_sample
+            )  # one by one, so the sum is the same however steps are grouped
+            np.add.at(self._levels[1], where, 1)
 
     def take(self) -> dict[str, float]:
         """Mean loss and gradient norm since the last call; NaN if every step was left out."""

@@ -151,11 +151,12 @@ class Trainer:
                 if pace.step % s.log_every == 0 or budget.done:
                     self._write_metrics(display, lr)
                 self._call_hooks(display, before)
-                if budget.done or signals.asked or pace.seconds - saved_at > 60 * s.checkpoint_minutes:
-                    self._save(display, must=budget.done or signals.asked)
+                stop = budget.done or signals.asked
+                if stop or pace.seconds - saved_at > 60 * s.checkpoint_minutes:
+                    self._save(display, must=stop)
                     saved_at = pace.seconds
                 self._show(display)
-                if signals.asked and not budget.done:
+                if stop and not budget.done:
                     raise Interrupted(f"saved at {pace.samples:,} samples; run the same command to go on")
 
     def _step(self, loader: Loader) -> tuple[Batch, Draws, float]:

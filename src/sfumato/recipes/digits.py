@@ -26,7 +26,7 @@ def digits(*, minutes: float = 2.2, width: int = 32) -> Spec[Recipe]:
         network=Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=()),
         conditioner=Spec(Text, width=64, depth=1, heads=2),
         objective=DenoisingLoss(times=LogitNormalTimes()),
-        sampling=Sampling(steps=12, guidance=ClassifierFree(scale=1.5)),
+        sampling=Sampling(steps=10, guidance=ClassifierFree(scale=1.3)),
         train=Training(
             batch=64,
             minutes=minutes,

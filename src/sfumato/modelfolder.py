@@ -79,7 +79,7 @@ def save(
     final = Path(folder)
     if final.exists() and not (final.is_dir() and ((final / CONFIG).is_file() or not any(final.iterdir()))):
         raise UserError(f"{final}: something else is there, not an older model; choose another folder")
-    trained = json.loads(json.dumps(trained, default=str))
+    trained = json.loads(json.dumps(trained, default=str), parse_constant=lambda name: None)  # JSON has no NaN
     config = {
         "format": FORMAT,
         "sfumato": sfumato.__version__,

@@ -109,7 +109,9 @@ def resolve(
         values = each(lists[_WORDS[column]])
         dtype = torch.int64 if column == "label" else torch.float32
         columns[column] = values if column == "caption" else torch.tensor(values, dtype=dtype)
-    settings = {**lists, "n": n, "seed": seed if isinstance(seed, int) else list(seeds)}
+    settings: dict[str, Any] = {**lists, "n": n, "seed": seed if isinstance(seed, int) else list(seeds)}
+    if scales and len(set(scales)) == 1:
+        settings["guidance_scale"] = scales[0]
     return Request(
         seeds,
         columns,
@@ -132,7 +134,7 @@ def _prompts(prompt: str | Sequence[str], name: str) -> list[str]:
 
 
 def _labels(label: int | str | Sequence[int | str], info: DataInfo) -> list[int]:
-    values = [label] if isinstance(label, int | str) else list(label)
+    values = [label] if isinstance(label, int | float | str) else list(label)
     if not values:
         raise UserError("label=[] asks for nothing; give at least one class")
     return [_label(value, info.labels) for value in values]

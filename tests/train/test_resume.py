@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from sfumato.errors import Interrupted, NoCheckpointError, UserError
+from sfumato.files import write_manifest
 from sfumato.train import HeldOut, Run
 from sfumato.train.checkpoint import Checkpoints
 from tests.train.tiny import TinyData, make_task, make_trainer
@@ -236,8 +237,6 @@ def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
     newest = Checkpoints(folder / "checkpoints").all()[-1]
     info = json.loads((newest / "trainer.json").read_text())
     (newest / "trainer.json").write_text(json.dumps({**info, "format": 99, "versions": {"sfumato": "9.9"}}))
-    from sfumato.files import write_manifest
-
     write_manifest(newest)
     with pytest.raises(UserError, match=r"has the format 99 .* written by sfumato 9\.9"):
         train(folder)

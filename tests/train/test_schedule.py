@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_budget_of_minutes_ends_in_time_and_uses_the_whole_schedule() -> None:
 def test_a_machine_that_slows_down_still_ends_in_time_without_jumps_of_the_rate() -> None:
     pace, found, _ = simulate(1.0, lambda pace: 0.1 if pace.seconds < 40 else 0.3)
     assert pace.seconds == pytest.approx(60, rel=0.01)
-    assert max(abs(a - b) for a, b in zip(found, found[1:])) < 0.05
+    assert max(abs(a - b) for a, b in pairwise(found)) < 0.05
     assert found[-1] < 0.05
 
 

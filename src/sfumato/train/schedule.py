@@ -111,7 +111,7 @@ class Budget:
         """
         self._points.append((training_seconds, self.pace.samples))
         rate = self.rate()
-        if rate is None or self.total_seconds is None:
+        if rate is None or self.total_seconds is None or self.done:  # what has come to its end is not lengthened
             return
         left = max(0.0, self.total_seconds - self.pace.seconds - reserved)
         steps = round(left * rate / self.settings.batch)

@@ -33,6 +33,7 @@ class Bell(Part, name="bell"):
     pattern: tuple[int, ...] = (1, 2)
     pair: tuple[float, float] = (0.0, 1.0)
     limit: float | None = 2.0
+    side: int | tuple[int, ...] | None = None
 
 
 class Whole(Registered, family="test-whole"):
@@ -125,6 +126,8 @@ def test_text_is_read_by_the_type_of_the_setting(path: str, value: str, expected
         ("pattern", "", ()),
         ("pair", "-1,2.5", (-1.0, 2.5)),
         ("limit", "None", None),
+        ("side", "16", 16),
+        ("side", "16,24", (16, 24)),
     ],
 )
 def test_commas_make_tuples(path: str, value: str, expected: object) -> None:

@@ -273,7 +273,8 @@ def _from_text(annotation: Any, value: Any) -> Any:
     options = _options(annotation)
     if value.lower() in ("none", "null") and type(None) in options:
         return None
-    if any(get_origin(option) in (tuple, list) or option in (tuple, list) for option in options):
+    single = any(option in (int, float, str) for option in options) and "," not in value
+    if not single and any(get_origin(option) in (tuple, list) or option in (tuple, list) for option in options):
         text = value.strip().strip("()[]")
         return [yaml.safe_load(part) for part in text.split(",") if part.strip()]
     if str in options or any(get_origin(o) is typing.Literal for o in options):

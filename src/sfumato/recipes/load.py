@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from sfumato.data import open_data
+from sfumato.data import Data, open_data
 from sfumato.errors import UserError, did_you_mean
 from sfumato.recipes.base import Recipe, dials, find_recipe, recipes
 from sfumato.spec import Marks, Spec, check_arguments, parameters, parse, read_yaml
@@ -40,9 +40,9 @@ def load_recipe(source: str | Path, settings: Mapping[str, str] | None = None) -
         made = read_recipe(path)
     else:
         function = find_recipe(str(source))
-        own = {name: asked.pop(name) for name in dials(function) if name in asked}
+        own: dict[str, Any] = {name: asked.pop(name) for name in dials(function) if name in asked}
         if "data" in own:
-            own["data"] = _data(own["data"])
+            own["data"] = _data_settings(_data(own["data"]), asked, taken=dials(function))
         made = function(**check_arguments(function, own, name=f"recipe '{source}'"))
     return override_all(made, asked)
 
@@ -124,6 +124,21 @@ def _data(text: Any, marks: Marks | None = None) -> Any:
     except UserError as error:
         where = (marks or {}).get("data")
         raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _data_settings(data: Spec[Data], asked: dict[str, str], taken: Container[str]) -> Spec[Data]:
+    """Move settings of the data from `asked` into it before the recipe's function looks at its shape."""
+    for key in list(asked):
+        name = key.removeprefix("data.")
+        own = (
+            name in parameters(data.cls)
+            and name not in taken
+            and name not in ALIASES
+            and name not in parameters(Recipe)
+        )
+        if key != name or own:
+            data = data.override(name, asked.pop(key))
+    return data
 
 
 def _check_complete(spec: Spec[Recipe], file: Path) -> None:

@@ -42,9 +42,11 @@ class Shape:
     batch: int
 
 
+# The widths that the recipes choose on a CPU, for pictures and for digits, and one twice as wide.
 SHAPES = {
-    "": Shape(size=32, channels=3, width=64, mults=(1, 2, 2), attention=1, groups=8, batch=16),
-    "_8x8": Shape(size=8, channels=1, width=64, mults=(1, 2), attention=1, groups=8, batch=64),
+    "": Shape(size=32, channels=3, width=32, mults=(1, 2, 2), attention=1, groups=4, batch=16),
+    "_8x8": Shape(size=8, channels=1, width=32, mults=(1, 2), attention=1, groups=4, batch=64),
+    "_wide": Shape(size=32, channels=3, width=64, mults=(1, 2, 2), attention=1, groups=8, batch=16),
 }
 
 

@@ -18,7 +18,7 @@ from sfumato.nn import (
     NoiseEmbedding,
     SelfAttention,
     grid_positions,
-    rope_angles,
+    rope_table,
     rotate,
     sinusoids,
 )
@@ -171,12 +171,12 @@ def test_rotary_scores_depend_on_differences_of_position_only(axes: int) -> None
     far = torch.randint(-50, 50, (1, axes), generator=g).float()
 
     def scores(positions: Tensor) -> Tensor:
-        angles = rope_angles(positions, 16, 100.0)
-        return rotate(q, angles) @ rotate(k, angles).T
+        table = rope_table(positions, 16, 100.0)
+        return rotate(q, table) @ rotate(k, table).T
 
     torch.testing.assert_close(scores(at + far), scores(at), rtol=0, atol=1e-4)
     assert float((scores(at * 2) - scores(at)).abs().max()) > 0.1
-    torch.testing.assert_close(rotate(q, rope_angles(at, 16, 100.0)).norm(dim=1), q.norm(dim=1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(rotate(q, rope_table(at, 16, 100.0)).norm(dim=1), q.norm(dim=1), rtol=1e-6, atol=0)
 
 
 def test_positions_are_the_cells_in_memory_order() -> None:

@@ -12,7 +12,7 @@ from sfumato.conditioners.base import Conditioner
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
-from sfumato.nn import SelfAttention, grid_positions, rope_angles
+from sfumato.nn import SelfAttention, grid_positions, rope_table
 
 _PAD, _NULL, _VOCABULARY = 256, 257, 258  # 0 to 255 are bytes
 _ROUND = 8  # lengths are rounded up, so that a compiled network meets few of them
@@ -27,8 +27,8 @@ class TextBlock(nn.Module):
         self.attention = SelfAttention(width, heads, zero_out=False)
         self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x), angles, mask)
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x), rope, mask)
         out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
         return out
 
@@ -95,10 +95,10 @@ class Text(Conditioner, name="text"):
     def forward(self, prepared: Mapping[str, Tensor]) -> Cond:
         ids = prepared["caption"]
         mask = ids != _PAD
-        angles = rope_angles(grid_positions((ids.shape[1],), ids.device), self.head_dim, base=10_000.0)
+        rope = rope_table(grid_positions((ids.shape[1],), ids.device), self.head_dim, base=10_000.0)
         x = self.table(ids)
         for layer in self.layers:
-            x = layer(x, angles, mask)
+            x = layer(x, rope, mask)
         real = mask[:, :, None].to(x.dtype)
         tokens = self.norm(x) * real
         return Cond(vector=self.pool(tokens.sum(1) / real.sum(1)), tokens=tokens, mask=mask)

@@ -2,7 +2,7 @@
 
 from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.dit import DiT
-from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_angles, rotate, sinusoids
+from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, rotate, sinusoids
 from sfumato.nn.unet import UNet
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "SelfAttention",
     "UNet",
     "grid_positions",
-    "rope_angles",
+    "rope_table",
     "rotate",
     "sinusoids",
 ]

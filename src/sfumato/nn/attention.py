@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, scale: Tensor | None) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens to themselves; optional rotary positions and RMS-normalised queries and keys.
 
-    x: (B, N, C); angles: (N, head_dim // 2) from `rope_angles`; mask: (B, N) bool, True where a token is real.
+    x: (B, N, C); rope: (2, N, head_dim // 2) from `rope_table`; mask: (B, N) bool, True where a token is real.
     qk_norm: Henry et al., "Query-Key Normalization", 2020, with the RMS norm of Dehghani et al., "ViT-22B", 2023.
     The output projection starts at zero when `zero_out`.
     """
@@ -40,12 +40,12 @@ class SelfAttention(nn.Module):
         if zero_out:
             zero(self.out)
 
-    def forward(self, x: Tensor, angles: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         batch, n, _ = x.shape
         q, k, v = self.qkv(x).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
         q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         out: Tensor = self.out(attend(q, k, v, mask))
         return out
 

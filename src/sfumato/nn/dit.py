@@ -12,7 +12,7 @@ from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn.attention import CrossAttention, SelfAttention
-from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_angles, sinusoids
+from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
 from sfumato.nn.layers import check_input, check_positive, check_shape, zero
 
 
@@ -41,10 +41,10 @@ class DiTBlock(nn.Module):
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
-        self, x: Tensor, emb: Tensor, angles: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+        self, x: Tensor, emb: Tensor, rope: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = self.modulation(emb).chunk(6, -1)
-        x = torch.addcmul(x, g1[:, None], self.drop(self.attention(modulate(x, b1, s1), angles)))
+        x = torch.addcmul(x, g1[:, None], self.drop(self.attention(modulate(x, b1, s1), rope)))
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = x + self.cross(self.cross_norm(x), tokens, mask)
         hidden = F.gelu(self.mlp_in(modulate(x, b2, s2)), approximate="tanh")
@@ -124,10 +124,10 @@ class DiT(Network, name="dit"):
         positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
             h = h + _absolute(positions, h.shape[-1]).to(h.dtype)
-        angles = rope_angles(positions, self.head_dim, self.rope_base)
+        rope = rope_table(positions, self.head_dim, self.rope_base)
         emb = self.embed(noise, cond.vector)
         for block in self.layers:
-            h = block(h, emb, angles, cond.tokens, cond.mask)
+            h = block(h, emb, rope, cond.tokens, cond.mask)
         out = self.head(modulate(h, *self.modulation(emb).chunk(2, -1)))
         return unpatchify(out, self.patch, grid, size)
 

@@ -57,8 +57,8 @@ def grid_positions(size: Sequence[int], device: torch.device | None = None) -> T
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
-def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """Angles of axial rotary embedding: positions (N, d) to (N, head_dim // 2).
+def rope_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
+    """Cosines and sines of axial rotary embedding: positions (N, d) to (2, N, head_dim // 2).
 
     The pairs of channels are shared evenly among the d axes; axis a turns pair k by positions[:, a] * base^(-k / n),
     n pairs an axis. Pairs left over (head_dim // 2 not divisible by d) do not turn.
@@ -68,11 +68,12 @@ def rope_angles(positions: Tensor, head_dim: int, base: float) -> Tensor:
     each = pairs // axes
     k = torch.arange(each, dtype=positions.dtype, device=positions.device)
     angles = (positions[:, :, None] * torch.exp(-math.log(base) / max(each, 1) * k)).flatten(1)
-    return F.pad(angles, (0, pairs - each * axes))
+    angles = F.pad(angles, (0, pairs - each * axes))
+    return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (x_k, x_{k + D/2}) of the last axis by `angles`: x (..., N, D), angles (N, D // 2)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the pairs (x_k, x_{k + D/2}) of the last axis: x (..., N, D), table (2, N, D // 2) from `rope_table`."""
+    cos, sin = table.to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

@@ -21,4 +21,5 @@ class GroupNorm(nn.GroupNorm):
         if scale is not None and shift is not None:
             wide = (*scale.shape, *[1] * (x.ndim - 2))
             y = torch.addcmul(shift.view(wide), y, 1 + scale.view(wide))
-        return F.silu(y) if act else y
+        # y is ours alone: without gradients to keep it for, it is written over.
+        return F.silu(y, inplace=not torch.is_grad_enabled()) if act else y

@@ -16,7 +16,7 @@ from sfumato.core import X0, Cond, CondShape, Flow, NetDenoiser, Network
 from sfumato.data import Digits, Shapes, matches_many
 from sfumato.errors import UserError
 from sfumato.evaluate import Judge
-from sfumato.evaluate.scores import Score, caption_scores, class_prompts, scores
+from sfumato.evaluate.scores import Score, caption_scores, class_prompts, class_scores
 from sfumato.model import Model, ModelSpec
 from sfumato.pipeline import Output, Pipeline, Sampling
 from sfumato.recipes.judges import train_judge
@@ -84,7 +84,7 @@ def judge() -> Judge:
 
 
 def test_copies_of_training_digits_are_found_out(judge: Judge) -> None:
-    made = scores(drawing_from("train"), DIGITS, judge, each=60).metrics
+    made = class_scores(drawing_from("train"), DIGITS, judge, each=60).metrics
     assert made["prompt_accuracy"].value > 0.98
     assert made["near_copies"].value == 1.0
     assert made["near_copies"].real == pytest.approx(0.05, abs=0.003)
@@ -92,7 +92,7 @@ def test_copies_of_training_digits_are_found_out(judge: Judge) -> None:
 
 
 def test_draws_of_held_out_digits_score_as_real_ones(judge: Judge) -> None:
-    made = scores(drawing_from("held_out"), DIGITS, judge, each=100)
+    made = class_scores(drawing_from("held_out"), DIGITS, judge, each=100)
     found = made.metrics
     assert made.n == 1000
     assert made.media.shape == (1000, 1, 8, 8)
@@ -104,25 +104,25 @@ def test_draws_of_held_out_digits_score_as_real_ones(judge: Judge) -> None:
 
 
 def test_one_picture_a_class_has_no_deviation_and_little_coverage(judge: Judge) -> None:
-    made = scores(drawing_from("train", each=1), DIGITS, judge, each=40).metrics
+    made = class_scores(drawing_from("train", each=1), DIGITS, judge, each=40).metrics
     assert made["deviation"].value == 0
     assert made["coverage_pixels"].of_real < 0.3
     assert made["coverage_features"].of_real < 0.3
 
 
 def test_the_wrong_digits_are_not_what_was_asked(judge: Judge) -> None:
-    made = scores(drawing_from("train", shift=1), DIGITS, judge, each=20).metrics
+    made = class_scores(drawing_from("train", shift=1), DIGITS, judge, each=20).metrics
     assert made["prompt_accuracy"].value < 0.03
     assert made["deviation"].of_real == pytest.approx(1, abs=0.1)
 
 
 def test_scores_are_repeatable_and_plain_data(judge: Judge) -> None:
     pipeline = drawing_from("train")
-    first, second = (scores(pipeline, DIGITS, judge, each=8, seed=3).to_dict() for _ in range(2))
+    first, second = (class_scores(pipeline, DIGITS, judge, each=8, seed=3).to_dict() for _ in range(2))
     assert first == second
     assert set(first) == {"n", "metrics", "settings"}
     assert set(first["metrics"]["fd"]) == {"value", "interval", "real", "note"}
-    assert first != scores(pipeline, DIGITS, judge, each=8, seed=4).to_dict()
+    assert first != class_scores(pipeline, DIGITS, judge, each=8, seed=4).to_dict()
 
 
 def test_how_classes_are_asked_for() -> None:

@@ -75,7 +75,7 @@ def test_an_interrupted_demo_goes_on(tmp_path: Path, quick_judge: None, monkeypa
         def stop(*arguments: object, **more: object) -> None:
             raise Interrupted("stopped")
 
-        patch.setattr(demo, "scores", stop)
+        patch.setattr(demo, "class_scores", stop)
         with pytest.raises(Interrupted):
             run(tmp_path)
     assert not (tmp_path / "demo" / "summary.json").exists()

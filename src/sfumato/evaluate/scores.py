@@ -94,7 +94,7 @@ def class_prompts(pipeline: Pipeline, data: Data) -> dict[str, Any]:
     raise UserError("this model can't be asked for a class; train it with conditioner=label or conditioner=text")
 
 
-def scores(
+def class_scores(
     pipeline: Pipeline,
     data: Data,
     judge: Judge,
@@ -193,7 +193,7 @@ def caption_scores(
     check: (pictures (N, C, H, W) uint8, N captions) -> (N,) whether they match, such as `sfumato.data.matches_many`.
     prompt_accuracy: on `n` canonical captions from all over the held-out part, one sample each; real: the score of the
         held-out pictures that the captions belong to. prompt_accuracy_seen: the same on the training part.
-    near_copies, deviation: of the samples for held-out captions; see `scores`.
+    near_copies, deviation: of the samples for held-out captions; see `class_scores`.
     """
     held_out, train = data.split("held_out"), data.split("train")
     seen, _ = _checked(pipeline, train, check, n, seed + n, guidance, steps)

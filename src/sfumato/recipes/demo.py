@@ -15,8 +15,7 @@ from torch import Tensor
 from sfumato import media
 from sfumato.data import Digits
 from sfumato.data.digits import WORDS
-from sfumato.evaluate import Judge, nearest
-from sfumato.evaluate.scores import Score, Scores, scores
+from sfumato.evaluate import Judge, Score, Scores, class_scores, nearest
 from sfumato.pipeline import Pipeline
 from sfumato.recipes.build import trainer
 from sfumato.recipes.digits import digits
@@ -71,8 +70,8 @@ def _complete(run: Run) -> bool:
 def _score(run: Run, spec: Spec[Any], pipeline: Pipeline, judge: Judge, each: int) -> dict[str, Any]:
     """Score at the chosen guidance and at none, write scores.json and the two sheets; returns the summary."""
     data = Digits()
-    guided = scores(pipeline, data, judge, each=each)
-    plain = scores(pipeline, data, judge, each=each, guidance=1.0)
+    guided = class_scores(pipeline, data, judge, each=each)
+    plain = class_scores(pipeline, data, judge, each=each, guidance=1.0)
     _sheets(run, guided.media, data)
     found = dict(guided.metrics)
     for name, score in plain.metrics.items():

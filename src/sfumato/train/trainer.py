@@ -213,13 +213,24 @@ class Trainer:
         total, progress = self.budget.total_seconds, self.pace.progress
         if total is None:
             return 0.0
-        timed = [hook for hook in self.hooks if hook.times]
-        cost = {hook.name: self._costs.get(hook.name, [0.0, 0.0]) for hook in timed}
-        at_end = sum(last for _, last in cost.values())
-        wanted = sum(cost[h.name][1] * ((h.times or 0) - int(progress * (h.times or 0))) for h in timed)
-        allowed = max(0.0, _HOOK_SHARE * total - sum(spent for spent, _ in cost.values()))
+        reserved = 0.0
+        for hook in self.hooks:
+            if not hook.times:
+                continue
+            spent, last = self._costs.get(hook.name, (0.0, 0.0))
+            calls = hook.times - int(progress * hook.times)
+            reserved += max(last, min(last * calls, self._share(total) - spent))
         saves = 1 + int((total - self.pace.seconds) / (60 * self.settings.checkpoint_minutes))
-        return max(at_end, min(wanted, allowed)) + saves * self._costs.get("save", [0.0, 0.0])[1]
+        return reserved + saves * self._costs.get("save", [0.0, 0.0])[1]
+
+    def _share(self, seconds: float) -> float:
+        """How much of some seconds one hook may have."""
+        return _HOOK_SHARE * seconds / sum(1 for hook in self.hooks if hook.times)
+
+    def _affords(self, hook: Hook) -> bool:
+        """Whether a hook may be called before the end: the first call is always made, so that its cost is known."""
+        total, (spent, last) = self.budget.total_seconds, self._costs.get(hook.name, (0.0, 0.0))
+        return total is None or self.budget.done or last == 0 or spent + last <= self._share(total * self.pace.progress)
 
     # ------------------------------------------------------------ writing
 
@@ -240,17 +251,10 @@ class Trainer:
             tracker.log(numbers, self.pace.samples)
 
     def _call_hooks(self, display: Display, before: float) -> None:
-        last = self.budget.done
-        evaluated = _crossed(before, self.pace.progress, self.settings.evaluations)
-        due = [hook for hook in self.hooks if hook.times and _crossed(before, self.pace.progress, hook.times)]
-        total = self.budget.total_seconds
-        for hook in due:
-            cost = self._costs.setdefault(hook.name, [0.0, 0.0])
-            spent = sum(self._costs[h.name][0] for h in self.hooks if h.times and h.name in self._costs)
-            if total is not None and not last and spent + cost[1] > _HOOK_SHARE * total * self.pace.progress:
-                continue  # too slow for this budget: only at the end
-            self._call(hook, display, last)
-        if evaluated:
+        for hook in self.hooks:
+            if hook.times and _crossed(before, self.pace.progress, hook.times) and self._affords(hook):
+                self._call(hook, display, self.budget.done)
+        if _crossed(before, self.pace.progress, self.settings.evaluations):
             position = {"step": self.pace.step, "samples": self.pace.samples}
             self._record(display, {**position, "levels": self.meter.take_levels()})
 
@@ -268,7 +272,8 @@ class Trainer:
             display.say(f"warning: {error}")
         if found:
             plain = {k: v for k, v in found.items() if not hasattr(v, "save")}
-            self._record(display, {"step": pace.step, "samples": pace.samples, **plain})
+            if plain:
+                self._record(display, {"step": pace.step, "samples": pace.samples, **plain})
             for name in found.keys() - plain.keys():
                 for tracker in self._trackers:
                     tracker.image(name, found[name], pace.samples)

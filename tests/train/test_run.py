@@ -171,9 +171,8 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     class Filling(Said):
         def update(self, *_: Any) -> None:
             if trainer.pace.step == 3:
-                with filler.open("wb") as stream:
-                    with suppress(OSError):
-                        stream.write(bytes(10**6))
+                with filler.open("wb") as stream, suppress(OSError):
+                    stream.write(bytes(10**6))
             if trainer.pace.step == 8:
                 filler.unlink()
 

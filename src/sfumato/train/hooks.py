@@ -13,12 +13,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sfumato import media
-from sfumato.core import Batch
+from sfumato.core import Batch, SampleNoise
 from sfumato.data import Data
 from sfumato.errors import SfumatoError, UserError
 from sfumato.evaluate.heldout import held_out_loss
 from sfumato.model import Model, ModelSpec
 from sfumato.pipeline import Pipeline, Sampling
+from sfumato.samplers import start
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.report import write_report
 from sfumato.train.settings import Training
@@ -100,38 +101,45 @@ class Pictures(Hook):
     def __call__(self, moment: Moment) -> Mapping[str, Any]:
         assert isinstance(moment.model, Model)
         pipeline = Pipeline(moment.model, self.spec, self.sampling)
-        strip = _Strip(_STRIP, self.sampling.steps)
+        strip = _Strip(pipeline)
         try:
             made = pipeline(**self.asked.request, batch_size=_PICTURES, callback_on_step_end=strip, output_type="pt")
         except UserError:
             raise
         except SfumatoError:  # a young model may diverge when sampled; training goes on
             return {}
-        sheet = media.grid([media.to_image(item) for item in made.media], captions=self.asked.words)
+        wide = min(8, -(-len(made.media) // 2))
+        sheet = media.grid([media.to_image(item) for item in made.media], wide, self.asked.words)
         text = {"step": str(moment.step), "samples": str(moment.samples), "settings": repr(made.settings)}
         asked = {"request": dict(self.asked.request), "words": list(self.asked.words)}
         moment.run.write("samples/asked.json", asked)
         media.save_png(sheet, moment.run.samples / f"step-{moment.step:08d}.png", text)
-        media.save_png(strip.picture(pipeline, self.asked), moment.run.samples / "strip.png", text)
+        media.save_png(strip.picture(self.asked), moment.run.samples / "strip.png", text)
         return {"pictures": sheet}
 
 
 class _Strip:
-    """Collects x_t of the first sample on its way, to show beside E[x0 | x_t]."""
+    """Collects x_t of the first sample (seed 0) on its way, to show beside E[x0 | x_t]."""
 
-    def __init__(self, count: int, steps: int) -> None:
-        wanted = np.unique(np.linspace(0, steps - 1, count).round().astype(int))
+    def __init__(self, pipeline: Pipeline) -> None:
+        model, steps = pipeline.model, pipeline.sampling.steps
+        wanted = (
+            np.linspace(0, steps, min(_STRIP, steps + 1)).round().astype(int) - 1
+        )  # -1 is the noise before all steps
+        self._model = model
         self._wanted = set(wanted.tolist())
-        self._seen: dict[int, tuple[float, Tensor]] = {}
+        one = torch.ones(1, dtype=torch.float64)
+        noise = SampleNoise((0,)).prior(model.codec.shape, device=model.device)
+        self._seen: dict[int, tuple[float, Tensor]] = {-1: (1.0, start(model.denoiser.process, noise, one))}
 
     def __call__(self, pipeline: Pipeline, step: int, t: Tensor, state: dict[str, Tensor]) -> None:
         if step in self._wanted and step not in self._seen:
             self._seen[step] = (float(t.reshape(-1)[0]), state["x"][:1].detach().clone())
 
     @torch.no_grad()
-    def picture(self, pipeline: Pipeline, asked: Asked) -> Image:
+    def picture(self, asked: Asked) -> Image:
         """Two rows: x_t scaled to the deviation of data, and what the model takes it for."""
-        model, process = pipeline.model, pipeline.model.denoiser.process
+        model, process = self._model, self._model.denoiser.process
         cond = model.condition(_columns(asked)) if model.conditioner is not None else None
         noisy, clean, words = [], [], []
         for t, x in self._seen.values():

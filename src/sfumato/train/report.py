@@ -54,10 +54,10 @@ def render_report(run: Run, extra: Sequence[Section] = ()) -> str:
         Section("Scores", _scores(run.read("scores.json"))),
         *extra,
         *_curves(lines),
+        Section("Machine", _table(run.read("env.json")), wide=False),
         Section("What to type next", _next(run, state)),
         Section("Settings", _settings(run), wide=False),
         Section("Data", _table(run.read("data.json")), wide=False),
-        Section("Machine", _table(run.read("env.json")), wide=False),
     ]
     body = "".join(
         f"<section{' class=wide' if s.wide else ''}><h2>{escape(s.title)}</h2>{s.html}</section>"
@@ -148,14 +148,19 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> list[Section]:
         have = [line for line in lines if isinstance(line.get(key), int | float)]
         return [line["samples"] for line in have], [line[key] for line in have]
 
-    samples = "samples seen"
+    most = max((line["samples"] for line in lines), default=1)
+
+    def curve(title: str, series: Sequence[Series], *, log_y: bool = False, from_zero: bool = False) -> Section:
+        made = chart(series, "samples seen", log_y=log_y, x_range=(0.0, most), from_zero=from_zero)
+        return Section(title, made, wide=False)
+
     loss = [Series("training", *of("loss"), 0), Series("held-out", *of("held_out"), 1, dots=True)]
     return [
-        Section("Loss", chart(loss, samples, log_y=True), wide=False),
+        curve("Loss", loss, log_y=True),
         Section("Loss by noise level", _by_level(lines), wide=False),
-        Section("Learning rate", chart([Series("", *of("lr"), 2)], samples), wide=False),
-        Section("Gradient norm", chart([Series("", *of("grad_norm"), 3)], samples, log_y=True), wide=False),
-        Section("Samples a second", chart([Series("", *of("samples_per_second"), 0)], samples), wide=False),
+        curve("Learning rate", [Series("", *of("lr"), 2)], from_zero=True),
+        curve("Gradient norm", [Series("", *of("grad_norm"), 3)], log_y=True),
+        curve("Samples a second", [Series("", *of("samples_per_second"), 0)], from_zero=True),
     ]
 
 

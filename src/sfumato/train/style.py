@@ -21,7 +21,7 @@ figure{margin:0;min-width:0}
 figcaption{font-size:12px;color:var(--soft);margin-top:4px}
 img{max-width:100%;height:auto;display:block;border-radius:4px}
 .sheet{overflow-x:auto}
-.history{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:14px;margin-top:18px}
+.history{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:14px;margin-top:18px}
 svg{width:100%;height:auto;display:block}
 svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
 .grid{stroke:var(--rule)}
@@ -29,7 +29,8 @@ svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
 polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 polyline.c0{stroke:var(--c0)}polyline.c1{stroke:var(--c1)}polyline.c2{stroke:var(--c2)}polyline.c3{stroke:var(--c3)}
 circle.c0{fill:var(--c0)}circle.c1{fill:var(--c1)}circle.c2{fill:var(--c2)}circle.c3{fill:var(--c3)}
-.faint{opacity:.35}
+.faint,.key.faint::before{opacity:.35}
+.key.faint{opacity:1}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:12px;color:var(--soft);min-height:18px}
 .key::before{content:"";display:inline-block;width:14px;height:3px;margin-right:6px;vertical-align:middle;background:var(--c0)}
 .key.c1::before{background:var(--c1)}.key.c2::before{background:var(--c2)}.key.c3::before{background:var(--c3)}

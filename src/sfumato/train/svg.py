@@ -54,7 +54,12 @@ class Axis:
 
 
 def chart(
-    series: Sequence[Series], x_label: str, *, log_y: bool = False, x_range: tuple[float, float] | None = None
+    series: Sequence[Series],
+    x_label: str,
+    *,
+    log_y: bool = False,
+    from_zero: bool = False,
+    x_range: tuple[float, float] | None = None,
 ) -> str:
     """A chart with axes, grid and legend as an HTML fragment; empty if there is nothing to draw. All text is escaped."""
     drawn = [Series(s.name, *_thinned(s), s.colour, s.dots, s.faint) for s in series]
@@ -63,14 +68,17 @@ def chart(
         return ""
     xs, ys = (np.concatenate([np.asarray(getattr(s, k), float) for s in drawn]) for k in "xy")
     x_axis = _axis(x_range or (float(xs.min()), float(xs.max())), False, pad=0.0)
-    y_axis = _axis(_robust(ys), log_y and bool((ys > 0).all()), pad=0.06)
+    low, top = _robust(ys)
+    y_axis = _axis((0.0 if from_zero else low, top), log_y and bool((ys > 0).all()), pad=0.0 if from_zero else 0.06)
     wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
         down = 1 - min(1.05, max(-0.05, y_axis(max(y, y_axis.low * 1e-3) if y_axis.log else y)))
         return round(_LEFT + wide * x_axis(x), 1), round(_TOP + high * down, 1)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_spoken(drawn))}">']
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(x_label + ": " + _spoken(drawn))}">'
+    ]
     for tick in y_axis.ticks():
         _, y = place(x_axis.low, tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')

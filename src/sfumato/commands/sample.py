@@ -111,12 +111,15 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
         **{k: plan.settings[k] for k in ("guidance_scale", "negative_prompt") if k in plan.settings},
     }
     names = _names(plan, ".png" if _is_picture(info) else ".npy")
-    return _Job(pipeline, plan, names, shared, whole_number(settings, "batch", 64))
+    batch = whole_number(settings, "batch", 64)
+    if batch < 1:
+        raise UserError(f"batch={batch}: must be at least 1")
+    return _Job(pipeline, plan, names, shared, batch)
 
 
 def _seeds(settings: Mapping[str, str], prompts: int, usual: int) -> tuple[int | list[int], int]:
     """(seeds, samples of each prompt) of `seed=3`, `seed=0:1000` or `seed=3,5,8`, and `n=`."""
-    text = settings.get("seed", "0")
+    text, count = settings.get("seed", "0"), whole_number(settings, "n", 0) if "n" in settings else None
     try:
         first, colon, last = text.partition(":")
         if colon:
@@ -124,14 +127,14 @@ def _seeds(settings: Mapping[str, str], prompts: int, usual: int) -> tuple[int |
         elif "," in text:
             seeds = [int(part) for part in text.split(",")]
         else:
-            return int(text), whole_number(settings, "n", usual)
+            return int(text), usual if count is None else count
     except ValueError:
         raise UserError(
             f"seed={text}: must be a whole number, a range such as 0:1000, or several with commas"
         ) from None
     if not seeds:
         raise UserError(f"seed={text}: there is no seed in this range; write first:last+1, such as 0:1000")
-    return seeds, whole_number(settings, "n", max(1, len(seeds) // prompts))
+    return seeds, max(1, len(seeds) // prompts) if count is None else count
 
 
 def _weights_of(folder: Path) -> str:

@@ -38,9 +38,9 @@ def train(
     if dry_run:
         _dry_run(spec, run, device, as_json)
         return
+    prepared = prepare(spec, None if fresh else run)
     if not fresh:
         run.check_settings(dict(spec.leaves()))
-    prepared = prepare(spec, None if fresh else run)
     if not as_json:
         say(_header(prepared, run, device))
     if fresh and (removed := run.clear()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,21 @@ from sfumato.errors import UserError
 from sfumato.nn import SelfAttention, grid_positions, rope_table
 
 _PAD, _NULL, _VOCABULARY = 256, 257, 258  # 0 to 255 are bytes
+_BEFORE, _BASE, _PRIME = 258, 48_271, 2**31 - 1  # of the hash of n-grams; 48271 (2^31 - 1) + 259 fits 64 bits
 _ROUND = 8  # lengths are rounded up, so that a compiled network meets few of them
+
+
+def ngram_buckets(ids: Tensor, longest: int, buckets: int) -> Iterator[Tensor]:
+    """Rows for the n-grams that end at each id, n = 2 ... longest: (B, L) each, in 0 ... buckets - 1.
+
+    A polynomial hash modulo the prime 2^31 - 1, extended to the left one id at a time; places before the text hold an id
+    of their own. Looks to the left only, so padding on the right changes nothing.
+    """
+    value = ids + 1
+    for n in range(2, longest + 1):
+        before = F.pad(ids, (n - 1, 0), value=_BEFORE)[:, : ids.shape[1]]
+        value = (value * _BASE + before + 1) % _PRIME
+        yield (value ^ (value >> 13)) % buckets
 
 
 class TextBlock(nn.Module):
@@ -38,24 +53,41 @@ class Text(Conditioner, name="text"):
 
     Gives `tokens` (B, L, width) with their mask, L = the longest text of the batch in bytes rounded up to a multiple
     of 8, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
+    Each byte is embedded with the byte sequences of 2 to `ngrams` that end at it, hashed into a table of `buckets` rows:
+    most words are one of them, so that colours and names need not be spelled out by attention before they mean
+    something (captioned shapes: the same loss in about half the samples). ngrams=1 leaves the bytes alone.
     length: the longest text taken, in bytes (a letter of English is one, of Greek two, of Chinese three). Longer texts
     are refused, never cut. depth: transformer blocks; heads: attention heads, which must divide width evenly.
-    Bytes as tokens: Xue et al., "ByT5", 2021.
+    Bytes as tokens: Xue et al., "ByT5", 2021. Hashed n-grams of bytes: Pagnoni et al., "Byte Latent Transformer", 2024,
+    section 3.2.1.
     """
 
     columns = ("caption",)
 
-    def __init__(self, info: DataInfo, *, width: int = 128, depth: int = 2, heads: int = 4, length: int = 64) -> None:
+    def __init__(
+        self,
+        info: DataInfo,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        length: int = 64,
+        ngrams: int = 8,
+        buckets: int = 4096,
+    ) -> None:
         super().__init__()
         if not info.captions:
             raise UserError("the data has no captions; use another conditioner, or conditioner=none")
-        for name, value in (("width", width), ("depth", depth), ("heads", heads), ("length", length)):
+        sizes = {"width": width, "depth": depth, "heads": heads, "length": length, "ngrams": ngrams, "buckets": buckets}
+        for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"text: {name} = {value} must be at least 1")
         if width % (2 * heads):
             raise UserError(f"text: width = {width} must be a multiple of 2 heads = {2 * heads}")
         self.width, self.length, self.head_dim = width, length, width // heads
         self.table = nn.Embedding(_VOCABULARY, width)
+        self.ngrams, self.buckets = ngrams, buckets
+        self.hashed = nn.Embedding(buckets, width) if ngrams > 1 else None
         self.layers = nn.ModuleList(TextBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.pool = nn.Linear(width, width)
@@ -96,12 +128,20 @@ class Text(Conditioner, name="text"):
         ids = prepared["caption"]
         mask = ids != _PAD
         rope = rope_table(grid_positions((ids.shape[1],), ids.device), self.head_dim, base=10_000.0)
-        x = self.table(ids)
+        x = self._embed(ids)
         for layer in self.layers:
             x = layer(x, rope, mask)
         real = mask[:, :, None].to(x.dtype)
         tokens = self.norm(x) * real
         return Cond(vector=self.pool(tokens.sum(1) / real.sum(1)), tokens=tokens, mask=mask)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, width): the byte and the hashed n-grams that end at it, of unit variance together."""
+        x: Tensor = self.table(ids)
+        if self.hashed is not None:
+            for rows in ngram_buckets(ids, self.ngrams, self.buckets):
+                x = x + self.hashed(rows)
+        return x / math.sqrt(self.ngrams)
 
     def null(self, n: int) -> Cond:
         one = self({"caption": torch.tensor([[_NULL]], device=self.table.weight.device)})

@@ -67,20 +67,20 @@ class Asked:
         shown = data.split("held_out")
         shown = shown if len(shown) else data.split("train")
         if "caption" in columns and info.captions:
-            captions = _distinct(_first(shown, most).conditions["caption"], most)
+            captions = _distinct(_spread(shown, 8 * most).conditions["caption"], most)
             return cls({"prompt": captions}, captions)
         if "label" in columns and info.labels:
             names = list(info.labels)[:most]
             return cls({"label": list(range(len(names)))}, names)
         if "number" in columns and info.numbers:
-            rows = np.asarray(_first(shown, most).conditions["number"]).reshape(-1, len(info.numbers)).tolist()
+            rows = np.asarray(_spread(shown, most).conditions["number"]).reshape(-1, len(info.numbers)).tolist()
             return cls({"number": rows}, [", ".join(f"{value:g}" for value in row) for row in rows])
         return cls({"n": most}, [f"seed {i}" for i in range(most)])
 
 
-def _first(data: Data, most: int) -> Batch:
+def _spread(data: Data, most: int) -> Batch:
     """Items from all over the set: neighbours in a file are often alike."""
-    n = min(len(data), 8 * most)
+    n = min(len(data), most)
     return data.fetch(np.arange(n) * len(data) // n)
 
 

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.pictures import MAX_PIXELS, BadPicture, Look, colour, cut, decode, from_array, lay_on, read_header
+from sfumato.data.pictures import (
+    MAX_PIXELS,
+    BadPicture,
+    Look,
+    colour,
+    cut,
+    decode,
+    fit,
+    from_array,
+    lay_on,
+    read_header,
+)
 from sfumato.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -63,6 +74,15 @@ def test_a_constant_picture_stays_constant(resample: Any, size: tuple[int, int])
     picture = np.broadcast_to(shade, (23, 37, 3)).copy()
     decoded = decode(encoded(picture), look(*size, resample=resample))
     assert decoded.shape == (3, *size) and (decoded == shade[:, None, None]).all()
+
+
+def test_no_size_rounds_past_the_edge() -> None:
+    """scale = 64 / 103 gives back 103.00000000000001: a box outside the picture."""
+    for side in range(1, 260):
+        for target in (8, 28, 64):
+            for shape in ((side, 177), (61, side)):
+                picture = Image.new("L", shape, 7)
+                assert (fit(picture, look(target, target, 1)) == 7).all()
 
 
 def test_area_halves_by_means() -> None:

@@ -114,7 +114,7 @@ def fit(image: Image.Image, look: Look) -> Pixels:
         left, top = (width - look.width) // 2, (height - look.height) // 2
         image = image.crop((left, top, left + look.width, top + look.height))
     else:
-        across, down = look.width / scale, look.height / scale
+        across, down = min(width, look.width / scale), min(height, look.height / scale)  # not past the edge by rounding
         x, y = (width - across) / 2, (height - down) / 2
         box = (x, y, min(width, x + across), min(height, y + down))
         image = image.resize((look.width, look.height), resample, box=box, reducing_gap=3.0)

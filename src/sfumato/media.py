@@ -88,8 +88,10 @@ def grid(
     return sheet
 
 
-def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None) -> Path:
-    """Write a PNG with text chunks, whole or not at all; folders are made as needed."""
+def save_png(
+    image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, *, sync: bool = True
+) -> Path:
+    """Write a PNG with text chunks, whole or not at all; folders are made as needed. sync: as for `write_atomic`."""
     target = Path(path)
     info = PngInfo()
     for key, value in (text or {}).items():
@@ -100,7 +102,7 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info)
     make_folder(target.parent)
-    write_atomic(target, encoded.getvalue())
+    write_atomic(target, encoded.getvalue(), sync=sync)
     return target
 
 

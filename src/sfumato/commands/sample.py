@@ -272,9 +272,9 @@ def _drawn(job: _Job, rows: list[int]) -> Iterator[tuple[list[int], torch.Tensor
 
 def _write(job: _Job, i: int, item: torch.Tensor, file: Path) -> None:
     if job.pictures:
-        media.save_png(media.to_image(item), file, _text(job, i))
+        media.save_png(media.to_image(item), file, _text(job, i), sync=False)
     else:
-        write_atomic(file, _npy(item.numpy()))
+        write_atomic(file, _npy(item.numpy()), sync=False)
 
 
 def _text(job: _Job, i: int | None) -> dict[str, str]:

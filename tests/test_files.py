@@ -90,6 +90,16 @@ def test_every_damage_is_found_and_named(tmp_path: Path, name: str, damage) -> N
     assert str(folder) in str(caught.value)
 
 
+def test_some_files_can_be_checked_without_the_others(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    flip(folder / "deep" / "w.safetensors")
+    verify_manifest(folder, ["a.json"])
+    with pytest.raises(CorruptError, match=r"w\.safetensors"):
+        verify_manifest(folder)
+    with pytest.raises(CorruptError, match=r"does not list b\.json"):
+        verify_manifest(folder, ["b.json"])
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd"])
 def test_a_manifest_may_not_point_outside(tmp_path: Path, name: str) -> None:
     folder = make(tmp_path / "model")

@@ -64,7 +64,8 @@ def test_a_run_leaves_all_its_parts(tmp_path: Path) -> None:
         assert strip.width > 4 * 96 and strip.height > 2 * 96
     lines = read_metrics(run.metrics)
     assert [line["step"] for line in lines if "held_out" in line] == [2, 4]
-    assert "a handwritten" in run.report.read_text()
+    report = run.report.read_text()
+    assert "a handwritten" in report and "finished" in report and "train.batch" in report
 
     # The model folder holds the averaged weights, and gives the pictures that the sheet shows.
     verify_manifest(run.model)

@@ -242,8 +242,8 @@ def test_minutes_are_kept_hooks_and_saving_included(tmp_path: Path, slow: float)
     trainer = make_trainer(tmp_path, hooks=[hook], minutes=0.05)
     begun = time.monotonic()
     result = trainer.fit()
-    assert time.monotonic() - begun == pytest.approx(3.0, rel=0.15)  # 5% where nobody else uses the machine
-    assert result.seconds == pytest.approx(3.0, rel=0.15)
+    assert time.monotonic() - begun == pytest.approx(3.0, rel=0.25)  # within 5% where nobody else uses the machine
+    assert result.seconds == pytest.approx(3.0, rel=0.25)
     assert hook.moments[-1].last
     assert len(hook.moments) == 20 if not slow else 2 <= len(hook.moments) <= 4
     assert trainer.pace.progress == 1.0

@@ -64,9 +64,11 @@ class Ema(Generic[M]):
     @torch.no_grad()
     def copy_buffers(self) -> None:
         """Give the copies the buffers of the model as they are now."""
+        theirs = dict(self._source.named_buffers())
         for average in self.models:
-            for ours, theirs in zip(average.buffers(), self._source.buffers()):
-                ours.copy_(theirs)
+            for name, ours in average.named_buffers():
+                if name in theirs and theirs[name].shape == ours.shape:  # a cached table may exist in one of them only
+                    ours.copy_(theirs[name])
 
     def state(self) -> dict[str, Tensor]:
         """The averaged weights: `0.name`, `1.name`, ..."""

@@ -47,3 +47,6 @@ class Hook(ABC):
     @abstractmethod
     def __call__(self, moment: Moment) -> Mapping[str, Any] | None:
         """Numbers and lists go to metrics.jsonl, numbers and PIL images to the trackers."""
+
+    def end(self, run: Run) -> None:  # noqa: B027 - most hooks have nothing to do then
+        """Called once when the run has ended, in whatever state: it is written down by then."""

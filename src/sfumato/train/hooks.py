@@ -22,6 +22,7 @@ from sfumato.pipeline import Pipeline, Sampling
 from sfumato.samplers import start
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.report import write_report
+from sfumato.train.run import Run
 from sfumato.train.settings import Training
 
 _PICTURES = 16
@@ -185,10 +186,14 @@ class ModelFolder(Hook):
 
 @final
 class Report(Hook):
-    """Writes report.html after each evaluation and with each checkpoint."""
+    """Writes report.html after each evaluation and when the run has ended."""
 
     def __init__(self, settings: Training) -> None:
         self.times = max(settings.evaluations, settings.pictures, 1)
 
     def __call__(self, moment: Moment) -> None:
-        write_report(moment.run)
+        if not moment.last:
+            write_report(moment.run)
+
+    def end(self, run: Run) -> None:
+        write_report(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -25,7 +25,7 @@ from sfumato.train.hook import Hook, Moment
 from sfumato.train.log import Meter, MetricsLog, Tracker, make_trackers
 from sfumato.train.optim import Optimizer
 from sfumato.train.progress import Display, Terminal
-from sfumato.train.run import Run
+from sfumato.train.run import Run, State
 from sfumato.train.schedule import Budget, Pace
 from sfumato.train.settings import Training
 from sfumato.train.signals import StopSignals
@@ -126,12 +126,17 @@ class Trainer:
         try:
             self._loop(display, signals)
         except BaseException as error:
-            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+            state: State = "interrupted" if isinstance(error, Interrupted) else "failed"
             state = "stopped" if isinstance(error, KeyboardInterrupt) else state
-            self._set_state(state)
+            self._end(display, state)
             raise
-        self._set_state("finished")
+        self._end(display, "finished")
         return self._result()
+
+    def _end(self, display: Display, state: State) -> None:
+        self._set_state(state)
+        for hook in self.hooks:
+            self._warn_if_full(display, lambda hook=hook: hook.end(self.run))  # type: ignore[misc]
 
     def _loop(self, display: Display, signals: StopSignals) -> None:
         s, pace, budget = self.settings, self.pace, self.budget
@@ -350,7 +355,7 @@ class Trainer:
         kept = f"; the checkpoint {newest[-1].name} is from before" if newest else ""
         raise SfumatoError(reason + kept)
 
-    def _set_state(self, state: Any) -> None:
+    def _set_state(self, state: State) -> None:
         with suppress(DiskFullError):
             pace = self.pace
             self.run.set_state(
@@ -369,7 +374,7 @@ class Trainer:
             left = (pace.horizon - pace.samples) / rate
         display.update(pace.progress, pace.samples, left, self._loss, rate)
 
-    def _warn_if_full(self, display: Display, write: Any) -> None:
+    def _warn_if_full(self, display: Display, write: Callable[[], object]) -> None:
         try:
             write()
         except DiskFullError as error:

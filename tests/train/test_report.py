@@ -87,6 +87,7 @@ def run(tmp_path: Path) -> Run:
         sheet = media.grid([Image.new("L", (8, 8), 20 * step)] * 8, 4)
         media.save_png(sheet, run.samples / f"step-{step:08d}.png", {"samples": str(64 * step)})
     media.save_png(Image.new("L", (16, 4)), run.samples / "strip.png")
+    media.save_png(Image.new("L", (9, 9)), run.folder / "nearest.png")
     run.write("scores.json", {"accuracy": {"value": 0.97, "interval": [0.95, 0.98], "real": 0.99}, EVIL: 3})
     return run
 
@@ -116,8 +117,9 @@ def test_it_shows_what_the_files_say(run: Run) -> None:
     page = Page(render_report(run))
     for word in ("finished", "100%", "640", "3 min 05 s", "0.1000", "0.2000", "0.95 to 0.98", "768 samples"):
         assert word in page.text, word
-    # The newest sheet, eight of the eleven before it as they came, and the strip.
-    assert len(page.images) == 10
+    # The newest sheet, eight of the eleven before it as they came, the strip, and what was drawn after training.
+    assert len(page.images) == 11
+    assert "nearest" in page.text
     assert page.text.index("768 samples") < page.text.index("64 samples")
     assert page.tags.count("svg") == 5
 
@@ -137,7 +139,7 @@ def test_damaged_files_are_left_out(run: Run) -> None:
     (run.samples / "step-00000012.png").write_bytes(b"not a picture")
     (run.folder / "scores.json").write_text("{")
     (run.folder / "data.json").write_text("[]")
-    assert len(Page(render_report(run)).images) == 9
+    assert len(Page(render_report(run)).images) == 10
 
 
 def test_an_interrupted_run_says_how_to_go_on(run: Run) -> None:

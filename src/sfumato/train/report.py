@@ -108,7 +108,8 @@ def _pictures(run: Run) -> list[Section]:
     if strip.is_file():
         words = "One sample on its way from noise to data: x_t above, what the model takes it for, E[x0 | x_t], below."
         sections.append(Section("Denoising", f'<p>{words}</p><div class="sheet">{_figure(strip, "")}</div>'))
-    return sections
+    more = "".join(f'<div class="sheet">{_figure(file, file.stem)}</div>' for file in sorted(run.folder.glob("*.png")))
+    return [*sections, Section("After training", more)]
 
 
 def _when(sheet: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfumato.conditioners import Text
-from sfumato.core import DenoisingLoss, LogitNormalTimes
+from sfumato.core import DenoisingLoss, KarrasGrid, LogitNormalTimes
 from sfumato.data import Digits
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
@@ -26,7 +26,9 @@ def digits(*, minutes: float = 2.2, width: int = 32) -> Spec[Recipe]:
         network=Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=()),
         conditioner=Spec(Text, width=64, depth=1, heads=2),
         objective=DenoisingLoss(times=LogitNormalTimes()),
-        sampling=Sampling(steps=10, guidance=ClassifierFree(scale=1.3)),
+        sampling=Sampling(
+            grid=KarrasGrid(sigma_min=0.05, sigma_max=20.0), steps=10, guidance=ClassifierFree(scale=1.25)
+        ),
         train=Training(
             batch=64,
             minutes=minutes,

@@ -4,7 +4,8 @@
 
 Both networks have the same parameters and, counted, the same operations within 2%; both train with one loss, one
 optimizer (fused AdamW) and one clipping rule. The two take turns, a step each, so that whatever else the machine does
-falls on both; the figures are medians. Build with `pip install sfumato[bench]`.
+falls on both; the figures are medians. The last row is the time to 95% digit accuracy, see `_digits.py`. Build with
+`pip install sfumato[bench]`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks._digits import BATCH, GOAL, minutes_to_goal
 from benchmarks._table import RESULTS, Row, machine, show, versions, write
 from sfumato.core.cond import CondShape
 from sfumato.nn import UNet
@@ -172,9 +174,27 @@ def compare(suffix: str, shape: Shape, rounds: int, best: float) -> list[Row]:
     return rows
 
 
+def digits() -> Row:
+    """`cpu.digits_minutes`: minutes of training until 95% of the samples are the digit asked for."""
+    shape = SHAPES["_8x8"]
+    ours, peer = minutes_to_goal(shape.width, shape.mults)
+    return Row(
+        case="cpu.digits_minutes",
+        ours=ours["seconds"] / 60,
+        peer=peer["seconds"] / 60,
+        unit="min",
+        share_of_ceiling=None,
+        machine=machine(threads=torch.get_num_threads()),
+        versions=versions("sfumato", "diffusers", "numpy"),
+        settings={"goal": GOAL, "batch": BATCH, "width": shape.width, "mults": shape.mults, "runs": [ours, peer]},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few rounds: the order of magnitude in a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few rounds and no digits: the order of magnitude in a minute"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--write", action="store_true", help=f"write the rows to {RESULTS.name}/cpu.json")
@@ -186,6 +206,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     best = ceiling()
     rows = [r for suffix, shape in SHAPES.items() for r in compare(suffix, shape, 3 if options.quick else 15, best)]
+    if not options.quick:
+        rows.append(digits())
     show(rows)
     for file in [f for f in (options.json, RESULTS / "cpu.json" if options.write else None) if f is not None]:
         write(rows, file)

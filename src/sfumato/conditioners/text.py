@@ -55,7 +55,7 @@ class Text(Conditioner, name="text"):
     of 8, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
     Each byte is embedded with the byte sequences of 2 to `ngrams` that end at it, hashed into a table of `buckets` rows:
     most words are one of them, so that colours and names need not be spelled out by attention before they mean
-    something (captioned shapes: the same loss in about half the samples). ngrams=1 leaves the bytes alone.
+    something. ngrams=1 leaves the bytes alone.
     length: the longest text taken, in bytes (a letter of English is one, of Greek two, of Chinese three). Longer texts
     are refused, never cut. depth: transformer blocks; heads: attention heads, which must divide width evenly.
     Bytes as tokens: Xue et al., "ByT5", 2021. Hashed n-grams of bytes: Pagnoni et al., "Byte Latent Transformer", 2024,

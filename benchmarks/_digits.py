@@ -29,7 +29,7 @@ from sfumato.train.ema import Ema
 
 BATCH, EACH, GOAL = 64, 30, 0.95
 PEER_RATES = (3e-4, 1e-3)
-CAP = 360.0  # seconds of training after which a side is said not to have arrived
+CAP = 240.0  # seconds of training after which a side is said not to have arrived
 
 
 class Side(ABC):

@@ -8,7 +8,10 @@ from pathlib import Path
 import sfumato
 
 SOURCES = sorted(Path(sfumato.__file__).parent.rglob("*.py"))
-FORBIDDEN = re.compile(r"\bpickle\.|torch\.load\(|\beval\(|\bexec\(|shell=True|yaml\.load\(|yaml\.unsafe|extractall\(|allow_pickle=True")
+FORBIDDEN = re.compile(
+    r"\bpickle\.|torch\.load\(|\beval\(|\bexec\(|shell=True"
+    r"|yaml\.load\(|yaml\.unsafe|extractall\(|allow_pickle=True"
+)
 
 
 def test_no_code_from_files() -> None:

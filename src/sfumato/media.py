@@ -88,9 +88,7 @@ def grid(
     return sheet
 
 
-def save_png(
-    image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, *, sync: bool = True
-) -> Path:
+def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, *, sync: bool = True) -> Path:
     """Write a PNG with text chunks, whole or not at all; folders are made as needed. sync: as for `write_atomic`."""
     target = Path(path)
     info = PngInfo()

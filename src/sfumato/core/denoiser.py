@@ -48,7 +48,9 @@ class NetDenoiser(nn.Module):
     def raw(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Coeffs]:
         """The network's own output F (B, *S) and the coefficients at t."""
         c = self.parameterization.coeffs(*self.process.scales(t))
-        weight = next(self.network.parameters(), x_t)  # a network of half precision; the solver goes on in x_t's own type
+        weight = next(
+            self.network.parameters(), x_t
+        )  # a network of half precision; the solver goes on in x_t's own type
         x_in = (lift(c.c_in, x_t) * x_t).to(weight.dtype)
         return self.network(x_in, lift(c.c_noise, x_t).reshape(t.shape), cond), c
 

@@ -30,7 +30,7 @@ def digits(*, minutes: float = 2.2, width: int = 32) -> Spec[Recipe]:
             grid=KarrasGrid(sigma_min=0.05, sigma_max=20.0), steps=10, guidance=ClassifierFree(scale=1.25)
         ),
         train=Training(
-            batch=64,
+            batch=32,
             minutes=minutes,
             lr=3e-3,
             decay=0.5,

@@ -266,6 +266,8 @@ def test_titles_become_names_of_folders() -> None:
 )
 def test_network_and_batch_follow_the_shape(shape: tuple[int, ...], mults: tuple[int, ...], batch: int) -> None:
     assert network_for(shape, 32, 1, few=False).mults == mults
+    narrow = (1, 2, *[4] * (len(mults) - 2))[: len(mults)]
+    assert network_for(shape, 16, 1, few=False).mults == narrow
     assert batch_for(shape, 1 << 16) == batch
     assert batch_for((3, 32, 32), 1 << 18) == 256  # on a GPU
 

@@ -35,7 +35,7 @@ class _Scale:
 
 
 _SCALES = {
-    "xs": _Scale(32, 1, 2e-3, 1 << 20),
+    "xs": _Scale(16, 1, 2e-3, 1 << 20),
     "s": _Scale(64, 2, 1e-3, 1 << 19),
     "m": _Scale(128, 2, 4e-4, 1 << 18),
     "l": _Scale(192, 3, 2e-4, 1 << 17),
@@ -78,7 +78,8 @@ def network_for(shape: tuple[int, ...], width: int, blocks: int, *, few: bool) -
     """A U-Net whose coarsest level is 4 to 8 wide, wider below the first level; dropout where the data is small."""
     levels = min(_MOST_LEVELS, max(2, 1 + math.ceil(math.log2(max(shape[1:]) / _COARSEST))))
     levels = min(levels, 1 + max(0, int(math.log2(max(shape[1:])))))
-    mults = (1,) + (2,) * (levels - 1)
+    # Narrow networks are cheap where the field is large and need their width where it is small.
+    mults = (1, *(2 if level == 1 or width > 16 else 4 for level in range(1, levels)))
     return Spec(UNet, width=width, mults=mults, blocks=blocks, dropout=0.1 if few else 0.0)
 
 

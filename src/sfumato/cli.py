@@ -203,9 +203,12 @@ def run(arguments: list[str]) -> int:
         code = app(args=rest, prog_name="sfumato", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # `sfumato runs list | head`: nobody reads on, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _nobody_reads()
+    except SystemExit as stop:  # what click makes of a broken pipe
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _nobody_reads()
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             import traceback
@@ -215,6 +218,12 @@ def run(arguments: list[str]) -> int:
         if text:
             print(text, file=sys.stderr)
         return code
+
+
+def _nobody_reads() -> int:
+    """`sfumato runs list | head`: no error. What is still in the buffer goes nowhere, quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
 
 
 def main() -> None:

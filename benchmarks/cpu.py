@@ -44,7 +44,7 @@ class Shape:
     batch: int
 
 
-# The widths that the recipes choose on a CPU, for pictures and for digits, and one twice as wide.
+# Pictures and digits at width 32 (the recipe `digits` has it; `image` takes 16 on a CPU), and pictures twice as wide.
 SHAPES = {
     "": Shape(size=32, channels=3, width=32, mults=(1, 2, 2), attention=1, groups=4, batch=16),
     "_8x8": Shape(size=8, channels=1, width=32, mults=(1, 2), attention=1, groups=4, batch=64),

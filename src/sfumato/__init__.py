@@ -1,4 +1,4 @@
-"""sfumato: train, sample, evaluate and serve diffusion models from scratch, on your own data.
+"""sfumato: train, sample and evaluate diffusion models from scratch, on your own data.
 
 `import sfumato` is quick: it does not load torch until a name that needs it is used.
 """

@@ -18,7 +18,7 @@ from sfumato.errors import SfumatoError, UserError, did_you_mean
 
 app = typer.Typer(
     name="sfumato",
-    help="Train, sample, evaluate and serve diffusion models from scratch, on your own data.",
+    help="Train, sample and evaluate diffusion models from scratch, on your own data.",
     epilog="Settings are written key=value. `sfumato VERB --help` says more; `sfumato demo` shows what this is.",
     add_completion=False,
     no_args_is_help=True,

@@ -24,7 +24,7 @@ _SIZES: dict[str, tuple[int, int, float]] = {"xs": (16, 32, 2e-3), "s": (32, 64,
 def shapes(*, minutes: float = 15.0, size: Size = "xs") -> Spec[Recipe]:
     """Coloured shapes asked for in words: "a small red circle above a large blue square". 32x32, drawn on the fly.
 
-    minutes: of training. size: xs learns most in a quarter of an hour on two CPU cores; s and m are for a GPU.
+    minutes: of training. size: xs is made for two CPU cores; s and m are wider and not measured yet.
     """
     width, batch, lr = _SIZES[size]
     return Spec(

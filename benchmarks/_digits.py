@@ -1,11 +1,12 @@
 """Minutes of training until 95% of the samples show the digit that was asked for: ours and the peer's, one after the other.
 
-Both train the U-Net of the row `cpu.train_step_8x8` (the same blocks and operations) on the same real digits, conditioned
-on the label, in the same batches, without guidance, and are judged by the same classifier of real digits. Each is used
-as its own documentation has it: ours with the settings of the recipe `digits`; the peer with the discrete linear betas,
-noise prediction, its EMA and 50 DDIM steps, as in diffusers' training example, but for the learning rate, `PEER_RATE`
-instead of the example's 1e-4, which is meant for days. That rate was not tuned, ours was (by sweeps of the recipe): the row
-says what a user gets, not what the networks could do. A side that does not arrive counts with the cap, so its ratio is a bound.
+Both train the U-Net of the row `cpu.train_step_8x8` (the same blocks and operations) on the same real digits,
+conditioned on the label, in the same batches, without guidance, and are judged by the same classifier of real digits.
+Each is used as its own documentation has it: ours with the settings of the recipe `digits`; the peer with the
+discrete linear betas, noise prediction, its EMA and 50 DDIM steps, as in diffusers' training example, but for the
+learning rate, `PEER_RATE` instead of the example's 1e-4, which is meant for days. That rate was not tuned, ours was
+(by sweeps of the recipe): the row says what a user gets, not what the networks could do. A side that does not arrive
+counts with the cap, so its ratio is a bound.
 """
 
 from __future__ import annotations

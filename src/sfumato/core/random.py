@@ -6,9 +6,10 @@ A sample's noise depends on its own key alone, never on its neighbours in the ba
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,8 @@ def normal(
     generator = torch.Generator()
     for row, key in zip(out, keys_.tolist()):
         torch.randn(row.shape, generator=generator.manual_seed(key & (_MASK >> 1)), out=row)
+    if torch.device(device).type == "cuda":  # from pinned memory the copy makes nobody wait
+        return out.pin_memory().to(device, dtype, non_blocking=True)
     return out.to(device, dtype)
 
 
@@ -102,7 +105,13 @@ class SampleNoise:
         """Standard normal start (B, *shape)."""
         return self.step(0, shape, device=device)
 
-    def step(self, number: int, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
-        """The normal noise of step `number` >= 1 of every sample. (B, *shape)."""
-        per_seed = [keys(seed, "sample", [number])[0] for seed in self.seeds]
+    def step(self, number: int, shape: Sequence[int], *, draw: int = 0, device: torch.device | str = "cpu") -> Tensor:
+        """The normal noise of draw `draw` in step `number` >= 1 of every sample. (B, *shape)."""
+        stream = "sample" if draw == 0 else f"sample/{draw}"
+        per_seed = [keys(seed, stream, [number])[0] for seed in self.seeds]
         return normal(np.asarray(per_seed, np.uint64), shape, device=device)
+
+    def of_step(self, number: int, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The noise of a step for tensors like x; each call is the next draw."""
+        draws = count()
+        return lambda t, s: self.step(number, x.shape[1:], draw=next(draws), device=x.device).to(x.dtype)

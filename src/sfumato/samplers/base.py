@@ -1,45 +1,85 @@
 """Solvers walk from noise to data; `sample` drives one over a grid of times.
 
-A solver is a frozen value: its state is passed in and handed back, and every tensor of it has the batch axis first. So
-one solver serves any number of requests, rows of a batch may stand at different times, and a request can be moved from
+A solver is a frozen value. From the process and the times it works out, before the walk begins, one function for every
+step: all coefficients are then on x's device and nothing is computed from a schedule, or waited for, between two
+evaluations of the network. A step's state is passed in and handed back, and every tensor of it has the batch axis first.
+So one solver serves any number of requests, rows of a batch may stand at different times, and a request can be moved from
 one batch to another between two steps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Protocol, final
 
 import torch
 from torch import Tensor
 
-from sfumato.core import Cond, Denoiser, Process, SampleNoise, lift
-from sfumato.errors import UserError
+from sfumato.core import Cond, Denoiser, Process, lift
+from sfumato.errors import SfumatoError, UserError
 from sfumato.registry import Registered
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> E[x0 | x_t], the condition already bound
 State = tuple[Tensor, ...]
-Noise = Callable[[], Tensor]  # standard normal of x's shape; called by stochastic solvers only
+Noise = Callable[[Tensor, Tensor], Tensor]  # (t, s) -> standard normal of x's shape for the part of the walk from t to s
 OnStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (steps done, time reached, x) -> x to go on with, or None
+Step = Callable[[Denoise, Tensor, State, Noise], tuple[Tensor, State]]  # (f, x, state, noise) -> (x, state)
+
+
+class NoiseSource(Protocol):
+    """Where stochastic solvers get their noise: `SampleNoise` (one seed a sample) or `BrownianNoise`."""
+
+    def of_step(self, number: int, x: Tensor) -> Noise:
+        """The noise of step `number` >= 1, of the shape, type and device of x; every call of it is a new draw."""
+        ...
 
 
 class Solver(Registered, ABC, family="solver"):
-    """One step from time t to s < t. Hyper-parameters only."""
+    """How a step from t to s < t is made. Hyper-parameters only."""
 
-    order: ClassVar[int]  # global order of the error in the step size; tested
     evaluations: ClassVar[int]  # network evaluations a step
+    fewest: ClassVar[int] = 1  # steps without which it can't work
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Global order of the error in the step size, once started; the weak order of a stochastic solver. Tested."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise on the way."""
+        return False
 
     @abstractmethod
     def init(self, process: Process, x: Tensor, t: Tensor) -> State:
         """The state before the first step from x (B, *S) at t."""
 
     @abstractmethod
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Sequence[Step]:
+        """The steps between times (N + 1, *prefix of x's shape), for tensors of x's shape, type and device. N functions."""
+
+
+class StepSolver(Solver):
+    """A solver written as one step, with whatever it likes inside: the easy way to try something new."""
+
+    @abstractmethod
     def step(
         self, f: Denoise, process: Process, x: Tensor, t: Tensor, s: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         """x (B, *S) at t to x at s; t and s are float64 of one shape, a prefix of x's shape."""
+
+    @final
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Sequence[Step]:
+        return [partial(self._held, process, t, s, bool((t == s).any())) for t, s in pairwise(times)]
+
+    def _held(
+        self, process: Process, t: Tensor, s: Tensor, held: bool, f: Denoise, x: Tensor, state: State, noise: Noise
+    ) -> tuple[Tensor, State]:
+        new, state = self.step(f, process, x, t, s, state, noise)
+        return (torch.where(lift(t == s, x).bool(), x, new) if held else new), state
 
 
 def start(process: Process, eps: Tensor, t: Tensor) -> Tensor:
@@ -54,7 +94,7 @@ def sample(
     times: Tensor,
     cond: Cond | None = None,
     *,
-    noise: SampleNoise | None = None,
+    noise: NoiseSource | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Walk x (B, *S) from times[0] to times[-1].
@@ -62,32 +102,69 @@ def sample(
     times: (N + 1,) for all, or (N + 1, *prefix of x's shape) with a time for every sample or token. Falling; an element
     whose time does not change in a step is left exactly as it is, so a part held at t = 0 is a condition on the rest.
     noise: the seeds of stochastic solvers' noise; without it, torch's global generator.
+    Raises UserError for times, a condition or a solver that do not fit, SfumatoError naming step, time and sample where
+    the walk stops being finite. Between steps nothing waits for the device; the check comes after the last one.
     """
-    per_sample = times if times.ndim > 1 else times[:, None].expand(-1, len(x))
-    if per_sample.shape[1:] != x.shape[: per_sample.ndim - 1]:
-        raise UserError(f"times of shape {tuple(times.shape)} do not fit a batch of shape {tuple(x.shape)}")
-    if bool((per_sample[1:] > per_sample[:-1]).any()):
-        raise UserError("times must not rise: t = 1 is noise and t = 0 is data")
+    per_sample = check_walk(solver, x, times, cond)
     process = denoiser.process
 
     def f(x_t: Tensor, t: Tensor) -> Tensor:
         return denoiser(x_t, t, cond)
 
+    source: NoiseSource = _GlobalNoise() if noise is None else noise
+    steps = solver.plan(process, per_sample, x)
     state = solver.init(process, x, per_sample[0])
-    for number, (t, s) in enumerate(pairwise(per_sample), 1):
-        new, state = solver.step(f, process, x, t, s, state, _noise_of(noise, number, x))
-        held = t == s
-        x = torch.where(lift(held, x).bool(), x, new) if bool(held.any()) else new
+    sums = []
+    for number, step in enumerate(steps, 1):
+        x, state = step(f, x, state, source.of_step(number, x))
+        sums.append(x.detach().reshape(len(x), -1).sum(1))
         if on_step is not None:
-            replaced = on_step(number, s, x)
+            replaced = on_step(number, per_sample[number], x)
             x = x if replaced is None else replaced
+    _check_finite(sums, per_sample)
     return x
 
 
-def _noise_of(noise: SampleNoise | None, number: int, x: Tensor) -> Noise:
-    if noise is None:
-        return lambda: torch.randn_like(x)
-    return lambda: noise.step(number, x.shape[1:], device=x.device).to(x.dtype)
+def check_walk(solver: Solver, x: Tensor, times: Tensor, cond: Cond | None) -> Tensor:
+    """The times of every sample (N + 1, B, ...), if solver, batch, times and condition go together. Raises UserError."""
+    per_sample = times if times.ndim > 1 else times[:, None].expand(-1, len(x))
+    if per_sample.shape[1:] != x.shape[: per_sample.ndim - 1]:
+        raise UserError(f"times of shape {tuple(times.shape)} do not fit a batch of shape {tuple(x.shape)}")
+    if not bool(((per_sample >= 0) & (per_sample <= 1)).all()):
+        raise UserError("times must lie in [0, 1]: t = 1 is noise and t = 0 is data")
+    if bool((per_sample[1:] > per_sample[:-1]).any()):
+        raise UserError("times must not rise: t = 1 is noise and t = 0 is data")
+    if len(per_sample) - 1 < solver.fewest:
+        raise UserError(
+            f"solver={solver.kind} needs at least {solver.fewest} steps, not {len(per_sample) - 1}; raise steps="
+        )
+    if cond is not None and len(cond) not in (0, len(x)):
+        raise UserError(f"a condition of {len(cond)} samples does not fit a batch of {len(x)}; give one for each sample")
+    return per_sample
+
+
+def _check_finite(sums: Sequence[Tensor], times: Tensor) -> None:
+    """One look at the device for the whole walk: what is not finite once stays so."""
+    if not sums:
+        return
+    bad = ~torch.isfinite(torch.stack(list(sums))).cpu()
+    if not bool(bad.any()):
+        return
+    step = int(bad.any(1).nonzero()[0])
+    rows = bad[step].nonzero()[:, 0].tolist()
+    t = times[step, rows[0]].flatten().max()
+    which = f"sample {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "")
+    raise SfumatoError(
+        f"the network's output is not finite at step {step + 1} of {len(sums)} (t = {float(t):.4g}) for {which}: "
+        "the model has diverged, or its half precision overflows; try dtype=fp32"
+    )
+
+
+class _GlobalNoise:
+    """White noise of torch's global generator."""
+
+    def of_step(self, number: int, x: Tensor) -> Noise:
+        return lambda t, s: torch.randn_like(x)
 
 
 def combine(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:

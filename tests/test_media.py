@@ -80,7 +80,7 @@ def test_clear_pixels_show_a_pattern() -> None:
 
 def test_impossible_pictures_are_refused() -> None:
     with pytest.raises(UserError, match="shape"):
-        to_image(np.zeros(3))
+        to_image(np.zeros((1, 1, 1, 1, 1)))
     with pytest.raises(UserError, match="0 pictures"):
         grid([])
 

@@ -92,12 +92,30 @@ def sample(
     """Draw samples: a PNG for each and a grid, with seed, prompt and settings inside.
 
     n=4 (of each prompt) seed=0 (or 0:1000, or 3,5,8) steps=20 guidance=3 solver=heun grid=karras label=7 number=0.5
-    negative="..." batch=64 dtype=bf16, and any setting of solver, grid or guidance (solver.eta=1). The same command again
-    goes on where it stopped.
+    negative="..." batch=64 dtype=bf16 threshold=dynamic, guidance by name (guidance=apg), and any setting of solver, grid,
+    guidance or threshold (solver.eta=1, guidance.scale=4). The same command again goes on where it stopped.
     """
     from sfumato.commands import sample as verb
 
     verb.sample(source, words or [], out=out, device=device, as_json=json)
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder with data=")],
+    settings: Words = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Score a model on the held-out part of its data, and keep the scores in the run's eval.json.
+
+    metrics=held_out,nll,bound,class_scores n=512 seed=0 batch=64 dtype=bf16 data=PATH, and the settings of each metric:
+    draws=4 divergence=exact probes=2 evaluations=100 (nll), times=64 bound.steps=1000 (bound), each=100 guidance=2
+    (class_scores).
+    """
+    from sfumato.commands import eval as verb
+
+    verb.evaluate(source, settings or [], device=device, as_json=json)
 
 
 @data_app.command("preview")

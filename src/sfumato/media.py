@@ -29,18 +29,22 @@ _SLICES = 8
 def to_image(x: Tensor | NDArray[Any]) -> Image.Image:
     """One item (C, *S) as a picture.
 
-    (C, L): a line plot, a colour for each channel. (C, H, W): grey, grey + alpha, RGB or RGBA for C = 1 to 4, else the
-    channels side by side. (C, D, H, W): up to 8 slices along D, side by side. uint8 is shown as it is; other types are
-    stretched from their smallest to their largest finite value.
+    (D,): a step for each number. (C, L): a line plot, a colour for each channel. (C, H, W): grey, grey + alpha, RGB or
+    RGBA for C = 1 to 4, else the channels side by side. (C, D, H, W): up to 8 slices along D, side by side. uint8 is
+    shown as it is; other types are stretched from their smallest to their largest finite value.
     """
     array = np.asarray(x.detach().cpu().float().numpy() if isinstance(x, Tensor) and x.is_floating_point() else x)
+    if array.ndim == 1:
+        return _plot(np.repeat(array[None], max(1, 2 * _PLOT[0] // max(1, len(array))), 1))
     if array.ndim == 2:
         return _plot(array)
     if array.ndim == 4:
         depths = np.linspace(0, array.shape[1] - 1, min(_SLICES, array.shape[1])).round().astype(int)
         return _row([to_image(_bytes(array)[:, d]) for d in depths])
     if array.ndim != 3:
-        raise UserError(f"an array of shape {array.shape} can't be shown; items are (C, L), (C, H, W) or (C, D, H, W)")
+        raise UserError(
+            f"an array of shape {array.shape} can't be shown; items are (D,), (C, L), (C, H, W) or (C, D, H, W)"
+        )
     shown = _bytes(array)
     if len(shown) > 4:
         return _row([Image.fromarray(channel) for channel in shown])
@@ -86,6 +90,22 @@ def grid(
         for number, line in enumerate(lines[i] if i < len(lines) else ()):
             draw.text((left, top + cell_h + 1 + number * line_h), line, fill="black", font=font)
     return sheet
+
+
+def scatter(points: Tensor | NDArray[Any], side: int = 384) -> Image.Image:
+    """Vectors (N, D) as dots by their first two numbers, in a square that holds all; one number alone is drawn over 0."""
+    array = np.asarray(points.detach().cpu().float().numpy() if isinstance(points, Tensor) else points, np.float64)
+    if array.ndim != 2 or array.shape[1] < 1:
+        raise UserError(f"a scatter plot takes vectors (N, D), not an array of shape {array.shape}")
+    xy = np.zeros((len(array), 2))
+    xy[:, : min(2, array.shape[1])] = np.nan_to_num(array[:, :2])
+    low, high = (xy.min(0), xy.max(0)) if len(xy) else (np.zeros(2), np.zeros(2))
+    scale = (side - 9) / (float((high - low).max()) or 1.0)
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for x, y in ((xy - (low + high) / 2) * scale + side / 2).tolist():
+        draw.ellipse((x - 1.5, side - y - 1.5, x + 1.5, side - y + 1.5), fill=_INKS[0])
+    return image
 
 
 def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, *, sync: bool = True) -> Path:

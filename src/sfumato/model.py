@@ -43,7 +43,10 @@ class Model(nn.Module):
 @final
 @dataclass(frozen=True)
 class ModelSpec:
-    """The settings of a `Model`: `config.json` of a model folder."""
+    """The settings of a `Model`: `config.json` of a model folder.
+
+    learned_variance: the network is built with `outputs=2` and gives the variance of reverse steps too.
+    """
 
     info: DataInfo
     network: Spec[Network]
@@ -51,13 +54,17 @@ class ModelSpec:
     parameterization: Spec[Parameterization]
     codec: Spec[Codec]
     conditioner: Spec[Conditioner] | None = None
+    learned_variance: bool = False
 
     def build(self) -> Model:
         """A new model with fresh weights (from torch's global generator)."""
         codec = self.codec.build(self.info)
         conditioner = self.conditioner.build(self.info) if self.conditioner is not None else None
-        network = self.network.build(codec.shape, conditioner.shape if conditioner is not None else CondShape())
-        denoiser = NetDenoiser(network, self.process.build(), self.parameterization.build())
+        settings = self.network.with_(outputs=2) if self.learned_variance else self.network
+        network = settings.build(codec.shape, conditioner.shape if conditioner is not None else CondShape())
+        denoiser = NetDenoiser(
+            network, self.process.build(), self.parameterization.build(), learned_variance=self.learned_variance
+        )
         return Model(denoiser, codec, conditioner, self.info)
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +76,7 @@ class ModelSpec:
             "parameterization": self.parameterization.to_dict(),
             "codec": self.codec.to_dict(),
             "conditioner": None if self.conditioner is None else self.conditioner.to_dict(),
+            "learned_variance": self.learned_variance,
         }
 
     @staticmethod
@@ -83,4 +91,5 @@ class ModelSpec:
             parse(Parameterization, data["parameterization"], path="parameterization", marks=marks),
             parse(Codec, data["codec"], path="codec", marks=marks),
             None if conditioner is None else parse(Conditioner, conditioner, path="conditioner", marks=marks),
+            bool(data.get("learned_variance", False)),
         )

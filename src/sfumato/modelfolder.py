@@ -31,6 +31,7 @@ from sfumato.model import Model, ModelSpec
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+AVERAGES = "ema.safetensors"  # of a checkpoint: averaged weights by the number of the average, 0.NAME, 1.NAME
 CARD = "README.md"
 _NAMED = 6  # tensors listed in an error
 
@@ -105,6 +106,26 @@ def load(path: str | Path) -> Stored:
         model = spec.build()
     fit(model, read_tensors(folder), folder / WEIGHTS)
     return Stored(model, spec, config.get("sampling") or {}, config.get("trained") or {})
+
+
+def load_model(path: str | Path) -> Model:
+    """The model of a model or run folder, or of a checkpoint of a run: its averaged weights as they were then.
+
+    A checkpoint (`runs/x/checkpoints/step-00001200`) has weights alone: settings and codec are those of its run's model.
+    """
+    folder = Path(path)
+    averages = folder / AVERAGES
+    if not averages.is_file():
+        return load(folder).model
+    verify_manifest(folder, [AVERAGES])
+    model = load(folder.parent.parent).model
+    try:
+        stored = load_file(averages)
+    except SafetensorError as error:
+        raise CorruptError(averages, f"is not a safetensors file that can be read ({error})") from None
+    first = {name.removeprefix("0."): tensor for name, tensor in stored.items() if name.startswith("0.")}
+    fit(model, {**model.state_dict(), **first}, averages)
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfumato import media, modelfolder
 from sfumato.core import Cond, Denoiser, Grid, SampleNoise, UniformGrid
 from sfumato.errors import SfumatoError, UserError
-from sfumato.guidance import ClassifierFree, Guidance
+from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
@@ -41,12 +41,14 @@ class Sampling(Registered, family="sampling", name="sampling"):
     """How a model is sampled when nothing else is asked for; stored with the model.
 
     solver, grid, steps: the walk from noise to data. guidance: how the condition is strengthened; none for not at all.
+    threshold: how estimates are kept in the range of the media; none for not at all.
     """
 
     solver: Solver = field(default_factory=DPMpp2M)
     grid: Grid = field(default_factory=UniformGrid)
     steps: int = 20
     guidance: Guidance | None = field(default_factory=ClassifierFree)
+    threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
@@ -101,6 +103,7 @@ class Pipeline:
         self.spec = spec
         self.sampling = Sampling() if sampling is None else sampling
         self.trained = dict(trained or {})
+        self._others: dict[str, Model] = {}  # models that guidance compares with, by path
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -155,6 +158,8 @@ class Pipeline:
         guidance_scale: float | Sequence[float] | None = None,
         solver: Solver | str | Mapping[str, Any] | None = None,
         grid: Grid | str | Mapping[str, Any] | None = None,
+        guidance: Guidance | str | Mapping[str, Any] | None = None,
+        threshold: Threshold | str | Mapping[str, Any] | None = None,
         batch_size: int = 64,
         callback_on_step_end: OnStepEnd | None = None,
         output_type: OutputType = "pil",
@@ -165,7 +170,8 @@ class Pipeline:
         sample. A sample's noise is a function of its seed alone, so it does not depend on `batch_size` or its neighbours:
         bit for bit within batches of one shape, and up to rounding (about 1e-6 of a deviation) between shapes.
 
-        guidance_scale: one, or one a prompt; 1 is no guidance, 0 needs no condition and gives "anything".
+        guidance_scale: one, or one a prompt; 1 is no guidance, 0 needs no condition and gives "anything" (the scales of
+        `pag`, `cfg++` and of gradients differ: see their classes).
         callback_on_step_end: `f(pipeline, step, t, {"x": x})` after every step of every batch, with the time reached; it
         may return `{"x": ...}` to go on from. Raises UserError for anything that the model can't be asked.
         """
@@ -182,6 +188,8 @@ class Pipeline:
             guidance_scale=guidance_scale,
             solver=solver,
             grid=grid,
+            guidance=guidance,
+            threshold=threshold,
         )
         made = torch.cat(list(self.run(plan, batch_size, callback_on_step_end)))
         return Output(made, _images(made, output_type), plan.request.seeds, plan.request.texts, plan.settings)
@@ -199,11 +207,20 @@ class Pipeline:
         guidance_scale: float | Sequence[float] | None = None,
         solver: Solver | str | Mapping[str, Any] | None = None,
         grid: Grid | str | Mapping[str, Any] | None = None,
+        guidance: Guidance | str | Mapping[str, Any] | None = None,
+        threshold: Threshold | str | Mapping[str, Any] | None = None,
     ) -> Plan:
         """Check a call without making it. For very many samples: `run(plan)` gives them batch by batch."""
         own = self.sampling
         steps = own.steps if num_inference_steps is None else num_inference_steps
         _check_steps(steps)
+        chosen = own.guidance if guidance is None else _built(Guidance, guidance, "guidance")
+        acting = chosen or ClassifierFree()
+        unconditional = self.model.conditioner is None
+        if guidance is not None and unconditional and acting.by_condition:
+            raise UserError(
+                f"guidance={acting.kind}: this model is unconditional, there is nothing to guide it by; use auto or pag"
+            )
         request = resolve(
             self.model.info,
             () if self.model.conditioner is None else self.model.conditioner.columns,
@@ -214,7 +231,8 @@ class Pipeline:
             n=n,
             seed=seed,
             guidance_scale=guidance_scale,
-            guided=own.guidance is not None,
+            guidance=acting,
+            guided=chosen is not None,
         )
         if self.model.conditioner is not None:  # prompts too long, numbers out of range
             for columns in (request.columns, request.negative_columns if request.negative else {}):
@@ -225,7 +243,8 @@ class Pipeline:
             own.solver if solver is None else _built(Solver, solver, "solver"),
             own.grid if grid is None else _built(Grid, grid, "grid"),
             steps,
-            own.guidance or ClassifierFree(),
+            acting if (request.guided or request.scale) and not (unconditional and acting.by_condition) else None,
+            own.threshold if threshold is None else _built(Threshold, threshold, "threshold"),
         )
 
     def run(self, plan: Plan, batch_size: int = 64, callback_on_step_end: OnStepEnd | None = None) -> Iterator[Tensor]:
@@ -246,8 +265,8 @@ class Pipeline:
     def _walk(self, request: Request, plan: Plan, callback: OnStepEnd | None) -> Tensor:
         """x0 (B, *S) of one batch."""
         model, process = self.model, self.model.denoiser.process
-        denoiser, cond = self._guided(request, plan.guidance)
         times = plan.grid(process, plan.steps)
+        denoiser, cond = self._guided(request, plan, times)
         noise = SampleNoise(request.seeds)
         x = start(process, noise.prior(model.codec.shape, device=model.device), times[0])
 
@@ -261,19 +280,41 @@ class Pipeline:
 
         return sample(denoiser, plan.solver, x, times, cond, noise=noise, on_step=on_step)
 
-    def _guided(self, request: Request, guidance: Guidance) -> tuple[Denoiser, Cond | None]:
+    def _guided(self, request: Request, plan: Plan, times: Tensor) -> tuple[Denoiser, Cond | None]:
+        """The denoiser of a batch, guidance and threshold around it, and the condition that it is asked with."""
         model, conditioner = self.model, self.model.conditioner
-        if conditioner is None:
-            return model.denoiser, None
-        if not request.columns:  # guidance_scale = 0 and nothing asked for
-            return model.denoiser, conditioner.null(len(request.seeds))
-        cond = model.condition(request.columns)
-        if request.scale is None and not request.guided:
-            return model.denoiser, cond
-        negative = model.condition(request.negative_columns) if request.negative else None
-        null = conditioner.null(len(request.seeds)) if negative is None else negative
-        scale = None if request.scale is None else torch.tensor(request.scale, dtype=torch.float64)
-        return guidance.wrap(model.denoiser, null, scale), cond
+        denoiser: Denoiser = model.denoiser
+        cond = null = None if conditioner is None else conditioner.null(len(request.seeds))
+        if request.columns:  # without: guidance_scale = 0, or nothing to ask by
+            cond = model.condition(request.columns)
+            null = model.condition(request.negative_columns) if request.negative else null
+        scales = request.scale or (() if plan.guidance is None else (plan.guidance.scale,))
+        if plan.guidance is not None and any(value != plan.guidance.neutral for value in scales):
+            scale = None if request.scale is None else torch.tensor(request.scale, dtype=torch.float64)
+            others = {path: self._other(path, request) for path in plan.guidance.models}
+            denoiser = plan.guidance.wrap(denoiser, null, scale, times=times, models=others)
+        if plan.threshold is not None:
+            denoiser = plan.threshold.wrap(denoiser, model.codec.bounds())
+        return denoiser, cond
+
+    def _other(self, path: str, request: Request) -> Denoiser:
+        """The denoiser of another model of the same data, asked what this one is asked, in its own words."""
+        if path not in self._others:
+            try:
+                other = modelfolder.load_model(path)
+            except SfumatoError as error:
+                raise UserError(f"guidance.model: {error}") from None
+            _check_alike(path, self.model, other)
+            self._others[path] = other.eval()
+        other = self._others[path].to(self.model.device)
+        for ours, theirs in ((self.model.denoiser, other.denoiser), (self.model.conditioner, other.conditioner)):
+            weight = None if ours is None else next(ours.parameters(), None)
+            if weight is not None and theirs is not None:
+                theirs.to(weight.dtype)
+        if other.conditioner is None:
+            return other.denoiser
+        cond = other.condition(request.columns) if request.columns else other.conditioner.null(len(request.seeds))
+        return Bound(other.denoiser, cond)
 
 
 @final
@@ -285,18 +326,18 @@ class Plan:
     solver: Solver
     grid: Grid
     steps: int
-    guidance: Guidance
+    guidance: Guidance | None
+    threshold: Threshold | None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of the call, all of them."""
-        own = self.guidance.scale if self.request.guided and isinstance(self.guidance, ClassifierFree) else None
+        parts = {"solver": self.solver, "grid": self.grid, "guidance": self.guidance, "threshold": self.threshold}
         return {
-            **({} if own is None else {"guidance_scale": own}),
+            **({} if self.guidance is None else {"guidance_scale": self.guidance.scale}),
             **self.request.settings,
             "num_inference_steps": self.steps,
-            "solver": as_spec(self.solver).to_dict(),
-            "grid": as_spec(self.grid).to_dict(),
+            **{name: _written(part) for name, part in parts.items() if part is not None},
         }
 
     def take(self, rows: Sequence[int]) -> Plan:
@@ -317,7 +358,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _built(base: type[T], value: T | str | Mapping[str, Any], name: str) -> T:
-    return parse(base, value, path=name).build()
+    return value if isinstance(value, base) else parse(base, value, path=name).build()
+
+
+def _written(part: Registered) -> Any:
+    """A part as settings; one that has no name of its own (guidance by a function) as it is."""
+    return as_spec(part).to_dict() if part.kind else part
+
+
+def _check_alike(path: str, ours: Model, other: Model) -> None:
+    """Raise UserError unless another model means the same by x0 and can be asked what this one is asked."""
+    theirs, mine = other.codec.state_dict(), ours.codec.state_dict()
+    same = (
+        type(other.codec) is type(ours.codec) and other.codec.shape == ours.codec.shape and theirs.keys() == mine.keys()
+    )
+    if not same or not all(torch.allclose(theirs[k].to(mine[k]), mine[k], rtol=1e-3, atol=1e-3) for k in mine):
+        raise UserError(
+            f"guidance.model = {path}: its codec is another, it was not trained on the same data; use one that was"
+        )
+    known = () if ours.conditioner is None else ours.conditioner.columns
+    more = [] if other.conditioner is None else [c for c in other.conditioner.columns if c not in known]
+    if more:
+        raise UserError(
+            f"guidance.model = {path}: it is asked by {', '.join(more)} and this model is not; use one that is alike"
+        )
 
 
 def _images(made: Tensor, output_type: OutputType) -> list[Image.Image] | NDArray[Any] | Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from sfumato.core import Column, DataInfo
 from sfumato.errors import UserError, did_you_mean
-from sfumato.guidance import check_scale
+from sfumato.guidance import Guidance
 
 _WORDS = {"caption": "prompt", "label": "label", "number": "number"}  # column of a batch -> argument of a pipeline
 _SEEDS = 1 << 62
@@ -78,9 +78,13 @@ def resolve(
     n: int,
     seed: int | Sequence[int],
     guidance_scale: float | Sequence[float] | None,
+    guidance: Guidance,
     guided: bool,
 ) -> Request:
-    """Check a call of a pipeline whose conditioner reads the columns `needed`. Raises UserError."""
+    """Check a call of a pipeline whose conditioner reads the columns `needed`. Raises UserError.
+
+    guidance: what a scale is for. guided: whether it acts where no scale is given.
+    """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UserError(f"n={n!r}: the number of samples of each prompt must be at least 1")
     asked: dict[str, list[Any]] = {}
@@ -90,10 +94,10 @@ def resolve(
         asked["label"] = _labels(label, info)
     if number is not None:
         asked["number"] = _numbers(number, info)
-    scales = _scales(guidance_scale)
-    _check_columns(asked, needed, info, free=scales is not None and not any(scales))
+    scales = _scales(guidance_scale, guidance)
+    _check_columns(asked, needed, info, free=guidance.by_condition and scales is not None and not any(scales))
     negative = [] if negative_prompt is None else _prompts(negative_prompt, "negative_prompt")
-    _check_guidance(needed, scales, negative, guided)
+    _check_guidance(needed, scales, negative, guidance, guided)
     lists = {_WORDS[column]: values for column, values in asked.items()}
     lists |= {"negative_prompt": negative} if negative else {}
     lists |= {"guidance_scale": scales} if scales else {}
@@ -118,7 +122,7 @@ def resolve(
         _texts({k: each(v) for k, v in lists.items()}, info, len(seeds)),
         tuple(each(lists.get("negative_prompt", []))),
         tuple(each(lists["guidance_scale"])) if scales else None,
-        guided and bool(asked),
+        guided and (bool(asked) or not guidance.by_condition),
         settings,
     )
 
@@ -170,12 +174,12 @@ def _numbers(number: Any, info: DataInfo) -> list[list[float]]:
     return made
 
 
-def _scales(guidance_scale: float | Sequence[float] | None) -> list[float] | None:
+def _scales(guidance_scale: float | Sequence[float] | None, guidance: Guidance) -> list[float] | None:
     if guidance_scale is None:
         return None
     values = [guidance_scale] if isinstance(guidance_scale, int | float) else list(guidance_scale)
     for value in values:
-        check_scale(value)
+        guidance.check(value)
     return [float(value) for value in values] or None
 
 
@@ -200,14 +204,20 @@ def _known(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"one of {len(names)} classes such as {names[0]}"
 
 
-def _check_guidance(needed: Sequence[str], scales: list[float] | None, negative: list[str], guided: bool) -> None:
-    acts = any(scale != 1 for scale in scales) if scales is not None else guided
-    if not needed and scales is not None and acts:
+def _check_guidance(
+    needed: Sequence[str], scales: list[float] | None, negative: list[str], guidance: Guidance, guided: bool
+) -> None:
+    acts = any(scale != guidance.neutral for scale in scales) if scales is not None else guided
+    if not needed and scales is not None and acts and guidance.by_condition:
         raise UserError(
             f"guidance={scales[0]:g}: this model is unconditional, there is nothing to guide it by; leave it out"
         )
     if negative and "caption" not in needed:
         raise UserError("negative_prompt= needs a model that is asked by prompt=; leave it out")
+    if negative and not guidance.by_condition:
+        raise UserError(
+            f"negative_prompt= does nothing with guidance={guidance.kind}; use guidance=cfg, or leave it out"
+        )
     if negative and not acts:
         raise UserError("negative_prompt= does nothing without guidance; set guidance= above 1")
 

@@ -105,9 +105,9 @@ class Spec(Generic[T]):
     def override(self, path: str, value: Any) -> Spec[T]:
         """A copy with the setting at a dotted path replaced; text is read as YAML, `1,2,4` as a tuple.
 
-        Naming another type (`network=dit`) drops the settings of the one before.
+        Naming another type (`network=dit`, `network={type: dit, depth: 8}`) drops the settings of the one before.
         """
-        return self._override(path, value, full=path)
+        return self._override(path, _typed(value), full=path)
 
     def _override(self, path: str, value: Any, full: str) -> Spec[T]:
         head, _, rest = path.partition(".")
@@ -286,6 +286,16 @@ def _from_text(annotation: Any, value: Any) -> Any:
     except yaml.YAMLError:
         return value
     return value if isinstance(loaded, str) else loaded
+
+
+def _typed(value: Any) -> Any:
+    """Text such as `{type: cfg, scale: 2}` as the mapping that it is; anything else as it came."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{type:"):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{value} can't be read; write {{type: NAME, setting: value, ...}}") from None
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

@@ -10,10 +10,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfumato.core import VE, VP, Cosine, DiscreteVP, Flow, Process, beta_table, lift
+from sfumato.core import (
+    VE,
+    VP,
+    Cosine,
+    DiscreteVP,
+    Flow,
+    Learned,
+    Polynomial,
+    Process,
+    Shifted,
+    SubVP,
+    beta_table,
+    lift,
+)
 from sfumato.errors import UserError
-from sfumato.testing import PROCESSES
+from sfumato.spec import as_spec, parse
+from sfumato.testing import PROCESSES as SHIPPED
 
+PROCESSES: list[Process] = list(
+    dict.fromkeys(
+        [
+            *SHIPPED,
+            SubVP(),
+            Polynomial(3.0),
+            Polynomial(0.5),
+            Shifted(Flow(), 3.0),
+            Shifted(Cosine(), 0.5),
+            Shifted(VP(), 2.0),
+            Shifted(SubVP(), 2.0),
+            Shifted(DiscreteVP("linear"), 2.0),
+            Learned(),
+        ]
+    )
+)
 TIMES = torch.linspace(0.004, 0.996, 125, dtype=torch.float64)
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -37,13 +67,27 @@ def test_time_inverts_logsnr(process: Process) -> None:
     assert torch.allclose(process.time(process.logsnr(TIMES)), TIMES, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("process", [p for p in PROCESSES if not isinstance(p, VE)], ids=repr)
-def test_variance_is_preserved(process: Process) -> None:
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_every_process_stays_on_its_curve(process: Process) -> None:
+    """alpha + sigma = 1 for straight lines, alpha = 1 for VE, alpha^2 + sigma = 1 for sub-VP, else alpha^2 + sigma^2 = 1."""
     alpha, sigma = process.scales(TIMES)
-    if isinstance(process, Flow):
-        assert torch.allclose(alpha + sigma, torch.ones_like(alpha))
+    inner = process.process if isinstance(process, Shifted) else process
+    one = torch.ones_like(alpha)
+    if isinstance(inner, Flow | Polynomial):
+        assert torch.allclose(alpha + sigma, one, atol=1e-15)
+    elif isinstance(inner, VE):
+        assert torch.equal(alpha, one)
+    elif isinstance(inner, SubVP):
+        assert torch.allclose(alpha**2 + sigma, one, atol=1e-14)
     else:
-        assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(alpha), atol=1e-14)
+        assert torch.allclose(alpha**2 + sigma**2, one, atol=1e-14)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_scales_at_a_logsnr(process: Process) -> None:
+    alpha, sigma = process.scales(TIMES)
+    at = process.scales_at(process.logsnr(TIMES))
+    assert torch.allclose(at[0], alpha, rtol=1e-11) and torch.allclose(at[1], sigma, rtol=1e-11)
 
 
 def test_vp_solves_its_sde() -> None:
@@ -54,6 +98,132 @@ def test_vp_solves_its_sde() -> None:
     (d_alpha,) = torch.autograd.grad(alpha.sum(), t, retain_graph=True)
     (d_variance,) = torch.autograd.grad((sigma**2).sum(), t)
     assert torch.allclose(d_alpha, -beta * alpha / 2) and torch.allclose(d_variance, beta * (1 - sigma**2))
+
+
+def test_sub_vp_solves_its_sde() -> None:
+    """d sigma^2 / dt = 2 f sigma^2 + g^2 with f = -beta / 2, g^2 = beta (1 - exp(-2B)): Song et al. 2021, eq. 29."""
+    process, t = SubVP(0.1, 20.0), TIMES.clone().requires_grad_(True)
+    beta = 0.1 + 19.9 * t
+    integral = 0.1 * t + 19.9 * t**2 / 2
+    (d_variance,) = torch.autograd.grad((process.sigma(t) ** 2).sum(), t)
+    want = -beta * process.sigma(t) ** 2 + beta * (1 - torch.exp(-2 * integral))
+    assert torch.allclose(d_variance, want) and torch.allclose(process.alpha(t), VP(0.1, 20.0).alpha(t))
+
+
+def test_polynomial_is_flow_at_another_pace() -> None:
+    """alpha = (1 - t)^n is Flow's at 1 - (1 - t)^n; n = 1 is Flow."""
+    for n in (0.5, 3.0):
+        later = Flow().time(Polynomial(n).logsnr(TIMES))
+        assert torch.allclose(1 - later, (1 - TIMES) ** n, rtol=1e-12)
+    assert torch.allclose(Polynomial(1.0).logsnr(TIMES), Flow().logsnr(TIMES), rtol=1e-13)
+
+
+def test_time_by_bisection() -> None:
+    """A process of two functions gets its inverse for nothing: to 1e-15, and the ends for what lies beyond them."""
+
+    class Mine(Process):
+        def alpha(self, t: Tensor) -> Tensor:
+            return 1 - t**3
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return t
+
+    process = Mine()
+    assert torch.allclose(process.time(process.logsnr(TIMES)), TIMES, atol=1e-15, rtol=0)
+    assert process.time(torch.tensor([math.inf, -math.inf]).double()).tolist() == pytest.approx([0, 1], abs=1e-15)
+
+
+# ------------------------------------------------------------------------------------------------ the forward SDE
+def closed_forms() -> list[tuple[Process, Tensor, Tensor]]:
+    t = TIMES
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 * t**2 / 2
+    tan = torch.tan(math.pi / 2 * t)
+    return [
+        (VP(), -beta / 2, beta),
+        (SubVP(), -beta / 2, beta * (1 - torch.exp(-2 * integral))),
+        (VE(80, 7), 0 * t, 2 * (80 * t**7) * (560 * t**6)),
+        (Flow(), -1 / (1 - t), 2 * t / (1 - t)),
+        (Cosine(), -math.pi / 2 * tan, math.pi * tan),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("process", "f", "g2"), closed_forms(), ids=lambda v: repr(v) if isinstance(v, Process) else ""
+)
+def test_drift_and_diffusion_are_the_papers(process: Process, f: Tensor, g2: Tensor) -> None:
+    assert torch.allclose(process.drift(TIMES), f, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(process.diffusion(TIMES), g2, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_the_sde_has_the_marginals(process: Process) -> None:
+    """Mean and variance of dx = f x dt + g dw: alpha' = f alpha, (sigma^2)' = 2 f sigma^2 + g^2, by central differences."""
+    t = (torch.arange(20, 990, 10) + 0.5).double() / 1000  # between the knots of a chain, which is linear in between
+    h = 1e-6
+    (a1, s1), (a2, s2), (alpha, sigma) = process.scales(t - h), process.scales(t + h), process.scales(t)
+    f, g2 = process.drift(t), process.diffusion(t)
+    assert torch.allclose((a2 - a1) / (2 * h), f * alpha, rtol=1e-6, atol=1e-7)
+    assert torch.allclose((s2**2 - s1**2) / (2 * h), 2 * f * sigma**2 + g2, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(g2, sigma**2 * process.logsnr_slope(t), rtol=1e-8, atol=0)  # Kingma et al. 2021's form
+
+
+def test_the_sde_at_the_ends_of_time() -> None:
+    """At t = 0 the limits, at alpha = 0 infinite, nothing undefined."""
+    for process in PROCESSES:
+        f, g2 = process.drift(ENDS), process.diffusion(ENDS)
+        assert not torch.isnan(f).any() and not torch.isnan(g2).any() and torch.isfinite(f[0]) and torch.isfinite(g2[0])
+        ends_in_noise = bool(process.alpha(ENDS)[1] == 0)
+        assert (f[1] == -math.inf) == ends_in_noise and (g2[1] == math.inf) == ends_in_noise, process
+    assert VP().diffusion(ENDS)[0] == pytest.approx(0.1) and VP().drift(ENDS)[0] == pytest.approx(-0.05)
+    assert VE().diffusion(ENDS).tolist() == pytest.approx([0, 2 * 80 * 560])
+    assert Shifted(Flow(), 3.0).drift(ENDS)[0] == pytest.approx(-3)  # alpha = 1 - 3 t + ...
+    assert [float(v[1]) for v in Shifted(Flow(), 3.0).slopes(ENDS)] == pytest.approx([-1 / 3, 1 / 3])
+
+
+# ------------------------------------------------------------------------------------------------ the shift
+def test_the_shift_of_flow_is_stable_diffusion_3s() -> None:
+    """t' = s t / (1 + (s - 1) t): Esser et al. 2024, eq. 23."""
+    s, t = 3.0, TIMES
+    later = s * t / (1 + (s - 1) * t)
+    shifted = Shifted(Flow(), s)
+    assert torch.allclose(shifted.alpha(t), 1 - later, atol=1e-14)
+    assert torch.allclose(shifted.sigma(t), later, atol=1e-14)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+def test_the_shift_lowers_the_logsnr(process: Process) -> None:
+    """By 2 ln s at every time, the end included (Hoogeboom et al. 2023, eq. 3); s = 1 is no shift."""
+    if isinstance(process, Shifted | Learned):
+        return
+    t = torch.cat([TIMES, ENDS[1:]])
+    for s in (1.0, 0.5, 4.0):
+        moved = Shifted(process, s).logsnr(t)
+        assert torch.allclose(moved, process.logsnr(t) - 2 * math.log(s), atol=1e-10), s
+
+
+def test_the_shift_of_ve_is_more_noise() -> None:
+    """lambda = -2 ln sigma, so a shift by s is sigma_max times s, for every time."""
+    for mine, theirs in zip(Shifted(VE(20, 5), 4.0).scales(TIMES), VE(80, 5).scales(TIMES)):
+        assert torch.allclose(mine, theirs, rtol=1e-12)
+
+
+def test_shifts_do_not_nest() -> None:
+    with pytest.raises(UserError, match="shifted twice, by 2 and by 3; use one shift of s=6"):
+        Shifted(Shifted(Flow(), 2.0), 3.0)
+    with pytest.raises(UserError, match="is learned"):
+        Shifted(Learned(), 2.0)
+    for s in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UserError, match="s > 0"):
+            Shifted(Flow(), s)
+
+
+def test_a_shift_is_written_down_with_the_process() -> None:
+    """Through plain data and back, and from words of a command line."""
+    spec = as_spec(Shifted(Cosine(), 3.0))
+    assert spec.to_dict() == {"type": "shifted", "process": {"type": "cosine"}, "s": 3.0}
+    assert parse(Process, spec.to_dict()).build() == Shifted(Cosine(), 3.0)
+    said = parse(Process, "shifted").override("process", "vp").override("process.beta_max", "12").override("s", "2")
+    assert said.build() == Shifted(VP(beta_max=12.0), 2.0)
 
 
 def test_logsnr_slope_is_the_derivative() -> None:
@@ -193,7 +363,15 @@ def test_lift_aligns_a_prefix(shape: list[int], data: st.DataObject) -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    for make in (lambda: VP(beta_min=0), lambda: VE(sigma_max=-1), lambda: DiscreteVP(steps=1)):
+    makers = (
+        lambda: VP(beta_min=0),
+        lambda: SubVP(beta_min=3, beta_max=2),
+        lambda: VE(sigma_max=-1),
+        lambda: DiscreteVP(steps=1),
+        lambda: Polynomial(n=0),
+        lambda: Learned(high=-10, low=10),
+    )
+    for make in makers:
         with pytest.raises(UserError, match="needs"):
             make()
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.registry import Registered
 
 
@@ -39,6 +40,22 @@ class Codec(nn.Module, Registered, ABC, family="codec"):
     def measure(self, media: Iterable[Tensor]) -> None:
         """Set the whitening from batches of media."""
 
+    def log_volume(self, media: Tensor) -> Tensor:
+        """ln |d x0 / d media| of each item, (B,) float64: ln p(media) = ln p(x0) + log_volume. Exact, or a UserError.
+
+        media (B, ...) in the units of the data set, a number between two grey levels included.
+        """
+        raise UserError(f"codec={self.kind} does not keep volumes, so a likelihood of its media is not defined")
+
+    def values(self) -> Tensor | None:
+        """The x0 of each of the K values that media can take, by channel (C, K); None where media are continuous."""
+        return None
+
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """The range of x0 by channel, (low (C,), high (C,)): that of its values; None where media have no range."""
+        values = self.values()
+        return None if values is None else (values.amin(1), values.amax(1))
+
 
 class Whitening(nn.Module):
     """x0 = (h - mean) / std, per channel. A channel that does not vary keeps deviation 1."""
@@ -61,6 +78,11 @@ class Whitening(nn.Module):
     def inverse(self, x0: Tensor) -> Tensor:
         """x0 (B, C, *S) to h."""
         return x0.float() * self._column(self.std, x0) + self._column(self.mean, x0)
+
+    def log_volume(self, h: Tensor) -> Tensor:
+        """ln |d x0 / d h| of each item: minus the sum of ln std over its numbers. h (B, C, *S), returns (B,) float64."""
+        numbers = h[0, 0].numel()
+        return -(numbers * self.std.cpu().double().log().sum()).expand(len(h))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:

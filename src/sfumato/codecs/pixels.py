@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import final
 
@@ -41,6 +42,14 @@ class Pixels(Codec, name="pixels"):
     def measure(self, media: Iterable[Tensor]) -> None:
         self.whitening.fit(self.encode(batch) for batch in media)
 
+    def log_volume(self, media: Tensor) -> Tensor:
+        return self.whitening.log_volume(media) - media[0].numel() * math.log(127.5)
+
+    def values(self) -> Tensor:
+        ramp = torch.arange(256, device=self.whitening.mean.device)
+        x0: Tensor = self.whitening(self.encode(ramp.expand(1, self._shape[0], 256)))
+        return x0[0]
+
 
 @final
 class Arrays(Codec, name="arrays"):
@@ -67,3 +76,6 @@ class Arrays(Codec, name="arrays"):
 
     def measure(self, media: Iterable[Tensor]) -> None:
         self.whitening.fit(self.encode(batch) for batch in media)
+
+    def log_volume(self, media: Tensor) -> Tensor:
+        return self.whitening.log_volume(media)

@@ -21,15 +21,19 @@ from sfumato import __version__, media
 from sfumato.commands.say import duration, say, say_json
 from sfumato.commands.words import check_keys, find_model, numbers, split_words, whole_number
 from sfumato.core import DataInfo
-from sfumato.errors import Interrupted, UserError
+from sfumato.errors import Interrupted, UserError, did_you_mean
 from sfumato.files import make_folder, write_atomic
 from sfumato.modelfolder import WEIGHTS, find_folder
 from sfumato.pipeline import Pipeline, Plan, Sampling
+from sfumato.registry import members
 from sfumato.spec import Spec, as_spec
 from sfumato.train.device import choose_device
 from sfumato.train.progress import Terminal
 
-_KEYS = ("n", "seed", "steps", "guidance", "solver", "grid", "label", "number", "prompt", "negative", "batch", "dtype")
+_KEYS = (
+    "n", "seed", "steps", "guidance", "threshold", "solver", "grid", "label", "number", "prompt", "negative", "batch",
+    "dtype",
+)  # fmt: skip
 _EACH = 4  # samples of each prompt or class
 _FREE = 16  # samples of a model that is asked by nothing
 _SHEET = 100  # samples on the grid
@@ -71,25 +75,36 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
 
 
 def _with_settings(pipeline: Pipeline, settings: Mapping[str, str]) -> Pipeline:
-    """The pipeline with the settings of solver, grid and guidance changed."""
+    """The pipeline with the settings of solver, grid, guidance and threshold changed."""
     check_keys({k: v for k, v in settings.items() if "." not in k}, _KEYS, "sample")
     spec: Spec[Sampling] = as_spec(pipeline.sampling)
-    for key in ("steps", "solver", "grid"):
+    for key in ("steps", "solver", "grid", "threshold", *(("guidance",) if _names_guidance(settings) else ())):
         if key in settings:
             spec = spec.override(key, settings[key])
-    if settings.get("guidance", "").lower() == "none":
-        spec = spec.override("guidance", None)
     for key, value in settings.items():
         if "." in key:
             spec = spec.override(key, value)
     return Pipeline(pipeline.model, pipeline.spec, spec.build(), trained=pipeline.trained)
 
 
+def _names_guidance(settings: Mapping[str, str]) -> bool:
+    """Whether guidance= names a guidance, or none, and not scales. Raises UserError for neither."""
+    text = settings.get("guidance", "")
+    if text.lower() in ("", "none") or text.startswith("{type:") or text in members("guidance"):
+        return bool(text)
+    try:
+        numbers(settings, "guidance")
+    except UserError as error:
+        raise UserError(f"{error}, or the name of a guidance; {did_you_mean(text, members('guidance'))}") from None
+    return False
+
+
 def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping[str, str]) -> _Job:
     prompts = [*prompts, *([settings["prompt"]] if "prompt" in settings else [])]
     label: list[int | str] | None = [*settings["label"].split(",")] if "label" in settings else None
     number = numbers(settings, "number")
-    scale = None if settings.get("guidance", "").lower() == "none" else numbers(settings, "guidance")
+    named = _names_guidance(settings)
+    scale = None if named else numbers(settings, "guidance")
     conditioner, info = pipeline.model.conditioner, pipeline.model.info
     free = scale is not None and not any(scale)
     if conditioner is not None and conditioner.columns == ("label",) and label is None and not prompts and not free:
@@ -104,6 +119,7 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
         n=count,
         seed=seed,
         guidance_scale=scale,
+        guidance=pipeline.sampling.guidance if named else None,
     )
     shared: dict[str, Any] = {
         "weights": _weights_of(folder),
@@ -209,6 +225,8 @@ def _to_file(job: _Job, out: Path, as_json: bool) -> None:
     made = torch.cat(parts)
     if out.suffix.lower() == ".npy":
         write_atomic(_with_parent(out), _npy(made.numpy()))
+    elif made.ndim == 2:
+        media.save_png(media.scatter(made), out, _text(job, None))
     elif len(made) == 1:
         media.save_png(media.to_image(made[0]), out, _text(job, 0))
     else:

@@ -10,22 +10,45 @@ Conventions, used everywhere:
 * x0 has zero mean and unit deviation: codecs see to it.
 """
 
+from sfumato.core.chains import DiscreteVP, beta_table
 from sfumato.core.cond import Cond, CondShape
+from sfumato.core.coupling import Coupling, OptimalTransport
 from sfumato.core.denoiser import Denoiser, NetDenoiser
-from sfumato.core.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, UniformGrid
+from sfumato.core.elbo import ELBO
+from sfumato.core.grids import (
+    BetaGrid,
+    Grid,
+    KarrasGrid,
+    LeadingGrid,
+    LinspaceGrid,
+    LogisticGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    TunedGrid,
+    UniformGrid,
+)
+from sfumato.core.hybrid import HybridLoss, gaussian_kl
+from sfumato.core.interpolants import VE, VP, Cosine, Flow, Polynomial, Shifted, SubVP
+from sfumato.core.learned import Learned
+from sfumato.core.levels import geometric_levels, largest_distance
+from sfumato.core.matching import ImplicitScoreMatching, SlicedScoreMatching
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.core.network import Network
 from sfumato.core.objective import DenoisingLoss, Loss, Objective
 from sfumato.core.parameterization import X0, Coeffs, Eps, Karras, Parameterization, V, Velocity
-from sfumato.core.process import VE, VP, Cosine, DiscreteVP, Flow, Normal, Process, beta_table, lift
+from sfumato.core.process import Normal, Process, lift
 from sfumato.core.random import Draws, SampleNoise
-from sfumato.core.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
-from sfumato.core.weighting import EDM, MinSNR, Sigmoid, Unit, Weighting
+from sfumato.core.times import GeometricTimes, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
+from sfumato.core.views import score, velocity
+from sfumato.core.weighting import EDM, Likelihood, MinSNR, SigmaSquared, Sigmoid, Unit, Weighting
 
 __all__ = [
-    "EDM", "VE", "VP", "X0", "Batch", "Coeffs", "Column", "Cond", "CondShape", "Cosine", "DataInfo", "Denoiser",
-    "DenoisingLoss", "DiscreteVP", "Draws", "Eps", "Flow", "Grid", "Karras", "KarrasGrid", "LogNormalTimes", "LogSNRGrid",
-    "LogSNRTimes", "LogitNormalTimes", "Loss", "MinSNR", "NetDenoiser", "Network", "Normal", "Objective", "Parameterization",
-    "Process", "QuadraticGrid", "SampleNoise", "Sigmoid", "Times", "UniformGrid", "UniformTimes", "Unit", "V", "Velocity",
-    "Weighting", "beta_table", "lift",
+    "EDM", "ELBO", "V", "VE", "VP", "X0", "Batch", "BetaGrid", "Coeffs", "Column", "Cond", "CondShape", "Cosine",
+    "Coupling", "DataInfo", "Denoiser", "DenoisingLoss", "DiscreteVP", "Draws", "Eps", "Flow", "GeometricTimes", "Grid",
+    "HybridLoss", "ImplicitScoreMatching", "Karras", "KarrasGrid", "LeadingGrid", "Learned", "Likelihood",
+    "LinspaceGrid", "LogNormalTimes", "LogSNRGrid", "LogSNRTimes", "LogisticGrid", "LogitNormalTimes", "Loss", "MinSNR",
+    "NetDenoiser", "Network", "Normal", "Objective", "OptimalTransport", "Parameterization", "Polynomial", "Process",
+    "QuadraticGrid", "SampleNoise", "Shifted", "SigmaSquared", "Sigmoid", "SlicedScoreMatching", "SubVP", "Times",
+    "TunedGrid", "UniformGrid", "UniformTimes", "Unit", "Velocity", "Weighting", "beta_table", "gaussian_kl",
+    "geometric_levels", "largest_distance", "lift", "score", "velocity",
 ]  # fmt: skip

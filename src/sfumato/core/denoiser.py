@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.core.columns import by_column
 from sfumato.core.cond import Cond
 from sfumato.core.network import Network
 from sfumato.core.parameterization import Coeffs, Parameterization
-from sfumato.core.process import Process, lift
+from sfumato.core.process import Process, lift, on_device
 from sfumato.errors import UserError
 
 
@@ -31,10 +33,18 @@ class Denoiser(Protocol):
 class NetDenoiser(nn.Module):
     """A network, read through a parameterization, as a denoiser.
 
-    Refuses a parameterization that divides by alpha on a process whose alpha reaches 0.
+    learned_variance: the network gives twice the channels, the second half for the variance of a reverse step (see
+    `with_variance`). Refuses a parameterization that divides by alpha on a process whose alpha reaches 0.
     """
 
-    def __init__(self, network: Network, process: Process, parameterization: Parameterization) -> None:
+    def __init__(
+        self,
+        network: Network,
+        process: Process,
+        parameterization: Parameterization,
+        *,
+        learned_variance: bool = False,
+    ) -> None:
         super().__init__()
         if parameterization.divides_by_alpha and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
             raise UserError(
@@ -42,19 +52,73 @@ class NetDenoiser(nn.Module):
                 f"'{process.kind}'; use parameterization=v, velocity or x0, or a process such as vp"
             )
         self.network = network
-        self.process = process
+        self.process = process  # a learned one is a module, and becomes a part of this one
         self.parameterization = parameterization
+        self.learned_variance = learned_variance
 
     def raw(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Coeffs]:
-        """The network's own output F (B, *S) and the coefficients at t."""
+        """The network's own output F (B, *S), without a variance part, and the coefficients at t."""
+        out, _, c = self.outputs(x_t, t, cond)
+        return out, c
+
+    def outputs(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor | None, Coeffs]:
+        """F and v of `with_variance`, each (B, *S), and the coefficients at t. v is None if no variance is learned."""
         c = self.parameterization.coeffs(*self.process.scales(t))
-        weight = next(
-            self.network.parameters(), x_t
-        )  # a network of half precision; the solver goes on in x_t's own type
-        x_in = (lift(c.c_in, x_t) * x_t).to(weight.dtype)
-        return self.network(x_in, lift(c.c_noise, x_t).reshape(t.shape), cond), c
+        out = self._asked(x_t, lift(c.c_in, x_t), lift(c.c_noise, x_t).reshape(t.shape), cond)
+        if not self.learned_variance:
+            return out, None, c
+        mean, v = out.chunk(2, 1)
+        return mean, torch.sigmoid(v.to(x_t.dtype)), c
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """E[x0 | x_t]. (B, *S)."""
         out, c = self.raw(x_t, t, cond)
-        return lift(c.c_skip, x_t) * x_t + lift(c.c_out, x_t) * out.to(x_t.dtype)
+        return torch.addcmul(lift(c.c_skip, x_t) * x_t, lift(c.c_out, x_t), out.to(x_t.dtype))
+
+    def _asked(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None) -> Tensor:
+        weight = next(
+            self.network.parameters(), x_t
+        )  # a network of half precision; the solver goes on in x_t's own type
+        out: Tensor = self.network((c_in * x_t).to(weight.dtype), c_noise, cond)
+        return out
+
+    def prepared(self, times: Sequence[Tensor], x: Tensor) -> Callable[[Tensor, Tensor, Cond | None], Tensor]:
+        """This denoiser for tensors like x, its coefficients at `times` computed and moved at once, before a walk.
+
+        The result recognises the very tensors of `times`; at any other time it is the denoiser itself.
+        """
+        if not times:
+            return self
+
+        def numbers(t: Tensor) -> Tensor:
+            c = self.parameterization.coeffs(*self.process.scales(t))
+            return torch.stack([c.c_in, c.c_skip, c.c_out, c.c_noise], 1)
+
+        table = on_device(by_column(torch.stack(list(times)), numbers).to(x.dtype), x.device)
+        rows = {id(t): (t, row) for t, row in zip(times, table.unbind(0))}  # t is kept, so that its id stays its own
+        shape = times[0].shape + (1,) * (x.ndim - times[0].ndim)
+
+        def denoise(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+            if id(t) not in rows:
+                return self(x_t, t, cond)
+            c_in, c_skip, c_out, c_noise = rows[id(t)][1].unbind(0)
+            out = self._asked(x_t, c_in.view(shape), c_noise, cond)
+            mean = out.chunk(2, 1)[0] if self.learned_variance else out
+            return torch.addcmul(c_skip.view(shape) * x_t, c_out.view(shape), mean.to(x_t.dtype))
+
+        return denoise
+
+    def with_variance(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor]:
+        """(E[x0 | x_t], v), each (B, *S), in one evaluation. v in [0, 1] is where the log of the variance of a step lies:
+
+            ln variance = v ln large + (1 - v) ln small,   (small, large) = process.variances(t, s)
+
+        Nichol & Dhariwal, "Improved DDPM", 2021, eq. 15; v is a sigmoid here, so that it stays inside.
+        Raises UserError if the variance is not learned.
+        """
+        out, v, c = self.outputs(x_t, t, cond)
+        if v is None:
+            raise UserError(
+                "this model has no learned variance; train it with objective=hybrid, or use a fixed variance"
+            )
+        return torch.addcmul(lift(c.c_skip, x_t) * x_t, lift(c.c_out, x_t), out.to(x_t.dtype)), v

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
 from sfumato.core.cond import Cond
+from sfumato.core.coupling import Coupling
 from sfumato.core.denoiser import NetDenoiser
 from sfumato.core.process import lift
 from sfumato.core.random import Draws
@@ -28,6 +29,8 @@ class Loss(NamedTuple):
 class Objective(Registered, ABC, family="objective"):
     """A loss of a denoiser on clean data."""
 
+    learns_variance: ClassVar[bool] = False  # then the network is built with twice the outputs
+
     @abstractmethod
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
         """x0: (B, *S) from the codec; draws: the batch's random numbers (draws.n = B)."""
@@ -41,15 +44,19 @@ class DenoisingLoss(Objective, name="denoising"):
         mean_B  w(t) |F(c_in x_t; c_noise) - (k_x0 x0 + k_eps eps)|^2,   x_t = alpha_t x0 + sigma_t eps
 
     The mean is over all elements of a sample. Times are drawn with low discrepancy over consecutive samples.
+    coupling: which noise goes with which sample of a batch; None: as drawn, independently.
+    With weighting `sigma-squared` it is denoising score matching for any parameterization.
     Vincent 2011 (denoising score matching); Ho et al. 2020, eq. 14; the common form: Karras et al. 2022, eq. 8.
     """
 
     times: Times = field(default_factory=UniformTimes)
     weighting: Weighting = field(default_factory=Unit)
+    coupling: Coupling | None = None
 
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
         t = self.times(denoiser.process, draws.spread("times"))
-        return self.at(denoiser, x0, cond, t, draws.normal(x0.shape[1:], device=x0.device))
+        eps = draws.normal(x0.shape[1:], device=x0.device)
+        return self.at(denoiser, x0, cond, t, eps if self.coupling is None else self.coupling(x0, eps))
 
     def at(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, t: Tensor, eps: Tensor) -> Loss:
         """The same at given times (B,) and noise (B, *S): for held-out losses, where both are fixed."""

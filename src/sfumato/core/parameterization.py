@@ -61,7 +61,11 @@ class X0(Parameterization, name="x0"):
 @final
 @dataclass(frozen=True)
 class Eps(Parameterization, name="eps"):
-    """F = eps, the noise (Ho et al. 2020). x0 = (x_t - sigma eps) / alpha, so alpha may not reach 0."""
+    """F = eps, the noise (Ho et al. 2020). x0 = (x_t - sigma eps) / alpha, so alpha may not reach 0.
+
+    The score network of NCSNv2, s = F / sigma (Song & Ermon, "Improved Techniques", 2020, technique 3), is this one up to
+    the sign of F: score = -eps / sigma. There is no other parameterization for the score.
+    """
 
     divides_by_alpha = True
 

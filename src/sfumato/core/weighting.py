@@ -42,6 +42,38 @@ class Unit(Weighting, name="unit"):
 
 @final
 @dataclass(frozen=True)
+class SigmaSquared(Weighting, name="sigma-squared"):
+    """sigma^2 on the error of the score, which is 1 on the error of eps, whatever the network gives.
+
+    The weight of Song & Ermon 2019, section 4.2 (lambda = sigma^2), that makes all levels of noise equally important. With
+    the parameterization `eps` it is `unit`.
+    """
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        alpha, sigma = process.scales(t)
+        return (alpha * c.c_out / sigma).square()
+
+
+@final
+@dataclass(frozen=True)
+class Likelihood(Weighting, name="likelihood"):
+    """g^2 / 2 on the error of the score: the loss is the diffusion part of the negative ELBO, in nats a dimension.
+
+        w = g^2 alpha^2 / (2 sigma^4) = SNR (-d lambda / dt) / 2   on the error of x0, for t ~ U(0, 1)
+
+    Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, eq. 8; the same as Kingma et al.,
+    "Variational Diffusion Models", 2021, eq. 17. It depends on the schedule through its ends alone. It is infinite at
+    t = 0 (times=uniform needs low > 0). Times uniform in log-SNR draw in proportion to it (importance sampling, section
+    4 of Song): with `logsnr` times and `eps` it is the weight `unit`, times half the range.
+    """
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        alpha, sigma = process.scales(t)
+        return 0.5 * process.logsnr_slope(t) * (alpha * c.c_out / sigma).square()
+
+
+@final
+@dataclass(frozen=True)
 class MinSNR(Weighting, name="min-snr"):
     """min(SNR, gamma) on the error of x0 (Hang et al., "Efficient Diffusion Training via Min-SNR", 2023, eq. 8)."""
 

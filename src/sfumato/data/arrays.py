@@ -50,8 +50,9 @@ class Arrays(InMemory, name="arrays"):
 
     x, y, captions, numbers: keys in an .npz, found by the usual names if not set (x_train, images, arr_0, ...; y_train,
     labels, ...); numbers (N,) or (N, K). A pair x_train / x_test makes the test part the held-out one. layout: where the
-    channels of an item are: `first` (C, *S), `last` (*S, C), `none` (*S), or found from the shape. read_as: uint8 of two
-    spatial axes is read as `image`, all else as `array` (float32); `array` can be asked for. size: side in pixels that
+    channels of an item are: `first` (C, *S), `last` (*S, C), `none` (*S), or found from the shape: items of one axis are
+    vectors (C,) up to 4 numbers long and signals (1, L) beyond; `first` makes them vectors of any length. read_as: uint8
+    of two spatial axes is read as `image`, all else as `array` (float32); `array` can be asked for. size: side in pixels that
     images are scaled and cropped to; needed where files differ. classes: number of classes, by default the largest
     label plus 1. flip: images left to right for half of the draws. held_out: share of the items that training does not
     see; by default the test part, else 0.05.
@@ -210,18 +211,21 @@ class Arrays(InMemory, name="arrays"):
 
 
 def channels_first(array: NDArray[Any], layout: Layout, where: str) -> NDArray[Any]:
-    """(N, ...) -> (N, C, *S). `auto` takes an axis of at most 4 at one end of an item, or the one that differs."""
+    """(N, ...) -> (N, C, *S). `auto` takes an axis of at most 4 at one end of an item, or the one that differs.
+
+    Items of one axis that is channels stay (N, C): plain vectors.
+    """
     shape = array.shape[1:]
     if layout == "auto":
         layout = _layout_of(shape, where)
-    if layout == "none" or len(shape) == 1:
+    if layout == "none":
         return array[:, None]
     return array if layout == "first" else np.moveaxis(array, -1, 1)
 
 
 def _layout_of(shape: tuple[int, ...], where: str) -> Layout:
     if len(shape) == 1:
-        return "none"
+        return "first" if shape[0] <= _FEW else "none"
     first, last = shape[0] <= _FEW, shape[-1] <= _FEW
     if first != last:
         return "first" if first else "last"

@@ -26,6 +26,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention of tokens to themselves; optional rotary positions and RMS-normalised queries and keys.
 
     x: (B, N, C); rope: (2, N, head_dim // 2) from `rope_table`; mask: (B, N) bool, True where a token is real.
+    identity: every token looks at itself alone, out = W v, whatever q and k are (perturbed attention, Ahn et al. 2024).
     qk_norm: Henry et al., "Query-Key Normalization", 2020, with the RMS norm of Dehghani et al., "ViT-22B", 2023.
     The output projection starts at zero when `zero_out`.
     """
@@ -40,9 +41,15 @@ class SelfAttention(nn.Module):
         if zero_out:
             zero(self.out)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        batch, n, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None, identity: bool = False
+    ) -> Tensor:
+        batch, n, width = x.shape
+        qkv = self.qkv(x)
+        if identity:
+            alone: Tensor = self.out(qkv[..., 2 * width :])
+            return alone
+        q, k, v = qkv.view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
         q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from sfumato.errors import UserError
 from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
 from sfumato.nn.layers import check_input, check_positive, check_shape, zero
+from sfumato.nn.perturbed import Perturbed, check_blocks
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -41,10 +43,17 @@ class DiTBlock(nn.Module):
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(
-        self, x: Tensor, emb: Tensor, rope: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        emb: Tensor,
+        rope: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        identity: bool = False,
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = self.modulation(emb).chunk(6, -1)
-        x = torch.addcmul(x, g1[:, None], self.drop(self.attention(modulate(x, b1, s1), rope)))
+        attended = self.attention(modulate(x, b1, s1), rope, identity=identity)
+        x = torch.addcmul(x, g1[:, None], self.drop(attended))
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = x + self.cross(self.cross_norm(x), tokens, mask)
         hidden = F.gelu(self.mlp_in(modulate(x, b2, s2)), approximate="tanh")
@@ -60,9 +69,10 @@ class DiT(Network, name="dit"):
     at the end and the output is cropped.
     qk_norm: RMS norm of queries and keys. rope_base: the slowest rotary wavelength is 2 pi times about this many
     patches. absolute: also add fixed sinusoids of the position to the tokens (rotary positions alone are relative).
+    outputs: fields given, each of C channels; a learned variance is a second one and sets it.
 
     A condition's `tokens` are attended to in every block; `vector` joins the noise embedding; `concat` joins the input.
-    Output: (B, C, *S), exactly 0 at initialisation. Cost: 24 depth width^2 + 4 depth N width operations a token.
+    Output: (B, outputs C, *S), exactly 0 at initialisation. Cost: 24 depth width^2 + 4 depth N width operations a token.
     Peebles & Xie, "Scalable Diffusion Models with Transformers", 2022; Su et al., "RoFormer", 2021.
     """
 
@@ -80,6 +90,7 @@ class DiT(Network, name="dit"):
         rope_base: float = 100.0,
         absolute: bool = True,
         dropout: float = 0.0,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_shape(shape, "dit")
@@ -87,7 +98,10 @@ class DiT(Network, name="dit"):
         sides = (patch,) * dims if isinstance(patch, int) else tuple(patch)
         if len(sides) != dims:
             raise UserError(f"dit: patch = {sides} has {len(sides)} entries for {dims} dimensions; give one, or {dims}")
-        check_positive("dit", width=width, depth=depth, heads=heads, patch=min(sides), mlp_width=int(mlp_ratio * width))
+        hidden = int(mlp_ratio * width)
+        check_positive(
+            "dit", width=width, depth=depth, heads=heads, patch=min(sides), mlp_width=hidden, outputs=outputs
+        )
         _check_heads(width, heads)
         if not 0 <= dropout < 1:
             raise UserError(f"dit: dropout = {dropout} must be at least 0 and below 1")
@@ -98,7 +112,6 @@ class DiT(Network, name="dit"):
         cells = math.prod(sides)
         self.embed = NoiseEmbedding(width, width, cond.vector)
         self.stem = nn.Linear((shape[0] + cond.concat) * cells, width)
-        hidden = int(mlp_ratio * width)
         self.layers = nn.ModuleList(DiTBlock(width, heads, cond.tokens, hidden, qk_norm, dropout) for _ in range(depth))
         for module in self.modules():
             if isinstance(module, DiTBlock):
@@ -106,14 +119,21 @@ class DiT(Network, name="dit"):
                     nn.init.xavier_uniform_(linear.weight)
                     nn.init.zeros_(linear.bias)
         self.modulation = zero(nn.Linear(width, 2 * width))
-        self.head = zero(nn.Linear(width, shape[0] * cells))
+        self.head = zero(nn.Linear(width, outputs * shape[0] * cells))
 
     @property
     def blocks(self) -> list[DiTBlock]:
         """The repeated blocks in the order in which they run: units for compilation, checkpointing and sharding."""
         return [layer for layer in self.layers if isinstance(layer, DiTBlock)]
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
+    def perturbed(self, blocks: Sequence[int] | None = None) -> Network:
+        """This network with identity self-attention in `blocks` (the middle one), its weights shared."""
+        every = range(len(self.layers))
+        return Perturbed(self, check_blocks("dit", blocks, (len(every) // 2,), every))
+
+    def forward(
+        self, x: Tensor, noise: Tensor, cond: Cond | None = None, identity: Collection[int] = frozenset()
+    ) -> Tensor:
         check_input(x, noise, cond, self.shape, self.cond)
         cond = cond if cond is not None else Cond()
         size = x.shape[2:]
@@ -126,8 +146,8 @@ class DiT(Network, name="dit"):
             h = h + _absolute(positions, h.shape[-1]).to(h.dtype)
         rope = rope_table(positions, self.head_dim, self.rope_base)
         emb = self.embed(noise, cond.vector)
-        for block in self.layers:
-            h = block(h, emb, rope, cond.tokens, cond.mask)
+        for i, block in enumerate(self.layers):
+            h = block(h, emb, rope, cond.tokens, cond.mask, i in identity)
         out = self.head(modulate(h, *self.modulation(emb).chunk(2, -1)))
         return unpatchify(out, self.patch, grid, size)
 

@@ -88,6 +88,7 @@ def check_shape(shape: Sequence[int], name: str) -> None:
     if len(shape) not in (2, 3, 4) or min(shape, default=0) < 1:
         raise UserError(
             f"{name} takes data of shape (C, L), (C, H, W) or (C, D, H, W) with every size at least 1, not {tuple(shape)}"
+            + ("; plain vectors are for network=mlp" if len(shape) == 1 else "")
         )
 
 

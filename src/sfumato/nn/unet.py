@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -27,6 +27,7 @@ from sfumato.nn.layers import (
     zero,
 )
 from sfumato.nn.norm import GroupNorm
+from sfumato.nn.perturbed import Perturbed, check_blocks
 
 Modulation = Literal["scale_shift", "shift"]
 
@@ -77,9 +78,9 @@ class FieldAttention(nn.Module):
         self.cross_norm = GroupNorm(norm_groups(channels, groups), channels) if tokens else None
         self.cross = CrossAttention(channels, tokens, heads) if tokens else None
 
-    def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None, identity: bool = False) -> Tensor:
         size = x.shape[2:]
-        x = x + to_field(self.attention(to_tokens(self.norm(x))), size)
+        x = x + to_field(self.attention(to_tokens(self.norm(x)), identity=identity), size)
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = x + to_field(self.cross(to_tokens(self.cross_norm(x)), tokens, mask), size)
         return x
@@ -93,10 +94,17 @@ class Block(nn.Module):
         self.res = res
         self.attention = attention
 
-    def forward(self, x: Tensor, mod: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mod: Tensor,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+        identity: bool = False,
+    ) -> Tensor:
         x = self.res(x, mod)
         if self.attention is not None:
-            x = self.attention(x, tokens, mask)
+            x = self.attention(x, tokens, mask, identity)
         return x
 
 
@@ -142,9 +150,10 @@ class UNet(Network, name="unet"):
     groups: groups of every group norm; None: at most 32, with at least 8 channels in each.
     modulation: how the noise level and the condition's vector enter a block: `scale_shift` after its second norm, or
     `shift` before it (Ho et al., 2020).
+    outputs: fields given, each of C channels; a learned variance is a second one and sets it.
 
     A condition's `tokens` are attended to wherever there is attention; `vector` joins the noise embedding; `concat`
-    joins the input. Output: (B, C, *S), exactly 0 at initialisation.
+    joins the input. Output: (B, outputs C, *S), exactly 0 at initialisation.
     Ronneberger et al., "U-Net", 2015; Ho et al., "DDPM", 2020, appendix B; Dhariwal & Nichol, 2021.
     """
 
@@ -162,11 +171,18 @@ class UNet(Network, name="unet"):
         groups: int | None = None,
         dropout: float = 0.0,
         modulation: Modulation = "scale_shift",
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_shape(shape, "unet")
         check_positive(
-            "unet", width=width, blocks=blocks, groups=groups or 1, levels=len(mults), mults=min(mults, default=1)
+            "unet",
+            width=width,
+            blocks=blocks,
+            groups=groups or 1,
+            levels=len(mults),
+            mults=min(mults, default=1),
+            outputs=outputs,
         )
         if not 0 <= dropout < 1:
             raise UserError(f"unet: dropout = {dropout} must be at least 0 and below 1")
@@ -178,7 +194,7 @@ class UNet(Network, name="unet"):
                 "unet: the condition has tokens but no level has attention to read them; "
                 "name a level in `attention` or set middle_attention=True"
             )
-        channels = [width * m for m in mults]
+        channels, given = [width * m for m in mults], outputs * shape[0]
         emb = 4 * width
 
         def block(inputs: int, outputs: int, attend: bool) -> Block:
@@ -205,7 +221,7 @@ class UNet(Network, name="unet"):
             if level:
                 self.grow.append(Up(dims, at))
         self.norm = GroupNorm(norm_groups(at, groups), at)
-        self.head = zero(conv(dims, at, shape[0]))
+        self.head = zero(conv(dims, at, given))
         self.per_level = blocks
         # One product for all blocks' modulation instead of a small one in each.
         self.mod_widths = [b.res.mod_width for b in self.blocks]
@@ -216,35 +232,47 @@ class UNet(Network, name="unet"):
         """The repeated blocks in the order in which they run: units for compilation, checkpointing and sharding."""
         return [b for part in (self.down, self.middle, self.up) for b in part if isinstance(b, Block)]
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
+    def perturbed(self, blocks: Sequence[int] | None = None) -> Network:
+        """This network with identity self-attention in `blocks` (the middle one), counted as in `self.blocks`."""
+        attending = [i for i, block in enumerate(self.blocks) if block.attention is not None]
+        usual = [i for i in attending if i == len(self.down)]
+        return Perturbed(self, check_blocks("unet", blocks, usual, attending))
+
+    def forward(
+        self, x: Tensor, noise: Tensor, cond: Cond | None = None, identity: Collection[int] = frozenset()
+    ) -> Tensor:
         check_input(x, noise, cond, self.shape, self.cond)
         cond = cond if cond is not None else Cond()
-        mods = iter(self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1))
+        split = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
+        mods = iter([(mod, i in identity) for i, mod in enumerate(split)])
         if cond.concat is not None:
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
         h = self.stem(to_inner(x))
         h, skips = self._descend(h, mods, cond)
         for block in self.middle:
-            h = block(h, next(mods), cond.tokens, cond.mask)
+            mod, alone = next(mods)
+            h = block(h, mod, cond.tokens, cond.mask, alone)
         h = self._ascend(h, skips, mods, cond)
         out: Tensor = self.head(self.norm(h, act=True))
         return out.squeeze(2) if len(self.shape) == 2 else out
 
-    def _descend(self, h: Tensor, mods: Iterator[Tensor], cond: Cond) -> tuple[Tensor, list[Tensor]]:
+    def _descend(self, h: Tensor, mods: Iterator[tuple[Tensor, bool]], cond: Cond) -> tuple[Tensor, list[Tensor]]:
         skips = [h]
         for i, block in enumerate(self.down):
             if i and i % self.per_level == 0:
                 h = self.shrink[i // self.per_level - 1](h)
                 skips.append(h)
-            h = block(h, next(mods), cond.tokens, cond.mask)
+            mod, alone = next(mods)
+            h = block(h, mod, cond.tokens, cond.mask, alone)
             skips.append(h)
         return h, skips
 
-    def _ascend(self, h: Tensor, skips: list[Tensor], mods: Iterator[Tensor], cond: Cond) -> Tensor:
+    def _ascend(self, h: Tensor, skips: list[Tensor], mods: Iterator[tuple[Tensor, bool]], cond: Cond) -> Tensor:
         for i, block in enumerate(self.up):
             if i and i % (self.per_level + 1) == 0:
                 h = self.grow[i // (self.per_level + 1) - 1](h, skips[-1].shape[2:])
-            h = block(torch.cat([h, skips.pop()], 1), next(mods), cond.tokens, cond.mask)
+            mod, alone = next(mods)
+            h = block(torch.cat([h, skips.pop()], 1), mod, cond.tokens, cond.mask, alone)
         return h
 
 

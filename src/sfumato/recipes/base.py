@@ -37,7 +37,7 @@ class Recipe(Registered, family="recipe", name="diffusion"):
     network: Spec[Network]
     codec: Spec[Codec] | None = None
     conditioner: Spec[Conditioner] | None = None
-    process: Process = field(default_factory=Flow)
+    process: Spec[Process] = field(default_factory=lambda: Spec(Flow))
     parameterization: Parameterization = field(default_factory=Velocity)
     objective: Objective = field(default_factory=DenoisingLoss)
     sampling: Sampling = field(default_factory=Sampling)

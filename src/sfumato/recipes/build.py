@@ -98,10 +98,11 @@ def model_spec_of(recipe: Recipe, info: DataInfo) -> ModelSpec:
     return ModelSpec(
         info,
         recipe.network,
-        as_spec(recipe.process),
+        recipe.process,
         as_spec(recipe.parameterization),
         codec,
         recipe.conditioner,
+        learned_variance=recipe.objective.learns_variance,
     )
 
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato.conditioners import Conditioner, Label, Number, Text, Together
-from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes
+from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes, Network
 from sfumato.core.random import keys, uniform
 from sfumato.data import Data
 from sfumato.errors import UserError
-from sfumato.nn import UNet
+from sfumato.nn import MLP, UNet
 from sfumato.recipes.base import Recipe, recipe, slug
 from sfumato.spec import Spec
 from sfumato.train import Training
@@ -74,8 +74,13 @@ def image(*, data: Spec[Data], size: Size = "auto", minutes: float | None = None
     )
 
 
-def network_for(shape: tuple[int, ...], width: int, blocks: int, *, few: bool) -> Spec[UNet]:
-    """A U-Net whose coarsest level is 4 to 8 wide, wider below the first level; dropout where the data is small."""
+def network_for(shape: tuple[int, ...], width: int, blocks: int, *, few: bool) -> Spec[Network]:
+    """A U-Net whose coarsest level is 4 to 8 wide, wider below the first level; dropout where the data is small.
+
+    For plain vectors a perceptron.
+    """
+    if len(shape) == 1:
+        return Spec(MLP, width=8 * width, depth=2 + 2 * blocks)
     levels = min(_MOST_LEVELS, max(2, 1 + math.ceil(math.log2(max(shape[1:]) / _COARSEST))))
     levels = min(levels, 1 + max(0, int(math.log2(max(shape[1:])))))
     # Narrow networks are cheap where the field is large and need their width where it is small.

@@ -11,22 +11,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 
-from sfumato.core import Cond, Denoiser, Process, lift
+from sfumato.core import Cond, Denoiser, NetDenoiser, Process, lift
 from sfumato.errors import SfumatoError, UserError
 from sfumato.registry import Registered
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> E[x0 | x_t], the condition already bound
 State = tuple[Tensor, ...]
-Noise = Callable[[Tensor, Tensor], Tensor]  # (t, s) -> standard normal of x's shape for the part of the walk from t to s
+Noise = Callable[
+    [Tensor, Tensor], Tensor
+]  # (t, s) -> standard normal of x's shape for the part of the walk from t to s
 OnStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (steps done, time reached, x) -> x to go on with, or None
 Step = Callable[[Denoise, Tensor, State, Noise], tuple[Tensor, State]]  # (f, x, state, noise) -> (x, state)
+
+
+class Plan(NamedTuple):
+    """A walk that is ready to go: the state before it, a function for every step of it, and the times it will ask for."""
+
+    state: State
+    steps: Sequence[Step]
+    asked: Sequence[Tensor] = ()  # the very tensors that the steps will ask the denoiser with, as far as known
 
 
 class NoiseSource(Protocol):
@@ -53,17 +64,21 @@ class Solver(Registered, ABC, family="solver"):
         """Whether it draws noise on the way."""
         return False
 
-    @abstractmethod
-    def init(self, process: Process, x: Tensor, t: Tensor) -> State:
-        """The state before the first step from x (B, *S) at t."""
+    def intervals(self, process: Process, steps: int) -> int:
+        """How many steps of the grid to walk when a user asks for `steps`: more where one of them costs nothing."""
+        return steps
 
     @abstractmethod
-    def plan(self, process: Process, times: Tensor, x: Tensor) -> Sequence[Step]:
-        """The steps between times (N + 1, *prefix of x's shape), for tensors of x's shape, type and device. N functions."""
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
+        """The walk from x (B, *S) over times (N + 1, *prefix of x's shape), falling."""
 
 
 class StepSolver(Solver):
     """A solver written as one step, with whatever it likes inside: the easy way to try something new."""
+
+    @abstractmethod
+    def init(self, process: Process, x: Tensor, t: Tensor) -> State:
+        """The state before the first step from x (B, *S) at t."""
 
     @abstractmethod
     def step(
@@ -72,14 +87,44 @@ class StepSolver(Solver):
         """x (B, *S) at t to x at s; t and s are float64 of one shape, a prefix of x's shape."""
 
     @final
-    def plan(self, process: Process, times: Tensor, x: Tensor) -> Sequence[Step]:
-        return [partial(self._held, process, t, s, bool((t == s).any())) for t, s in pairwise(times)]
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
+        steps = [partial(self._held, process, t, s, bool((t == s).any())) for t, s in pairwise(times)]
+        return Plan(self.init(process, x, times[0]), steps)
 
     def _held(
         self, process: Process, t: Tensor, s: Tensor, held: bool, f: Denoise, x: Tensor, state: State, noise: Noise
     ) -> tuple[Tensor, State]:
         new, state = self.step(f, process, x, t, s, state, noise)
         return (torch.where(lift(t == s, x).bool(), x, new) if held else new), state
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """A denoiser with the condition that it is asked: the `Denoise` that `sample` gives to steps."""
+
+    denoiser: Denoiser
+    cond: Cond | None
+    ready: Callable[[Tensor, Tensor, Cond | None], Tensor]
+
+    @staticmethod
+    def of(denoiser: Denoiser, cond: Cond | None, times: Sequence[Tensor], x: Tensor) -> Asked:
+        """Ready to be asked at `times` for tensors like x."""
+        return Asked(denoiser, cond, denoiser.prepared(times, x) if isinstance(denoiser, NetDenoiser) else denoiser)
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.ready(x_t, t, self.cond)
+
+    def with_variance(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `NetDenoiser.with_variance`. Raises UserError for a denoiser that has none, a guided one among them."""
+        method = getattr(self.denoiser, "with_variance", None)
+        if method is None:
+            raise UserError(
+                "this solver needs the variance that a model of objective=hybrid has learned, and guidance or another "
+                "denoiser gives the mean alone; use solver=ddpm, or guidance_scale=1"
+            )
+        x0, v = method(x_t, t, self.cond)
+        return x0, v
 
 
 def start(process: Process, eps: Tensor, t: Tensor) -> Tensor:
@@ -106,14 +151,9 @@ def sample(
     the walk stops being finite. Between steps nothing waits for the device; the check comes after the last one.
     """
     per_sample = check_walk(solver, x, times, cond)
-    process = denoiser.process
-
-    def f(x_t: Tensor, t: Tensor) -> Tensor:
-        return denoiser(x_t, t, cond)
-
     source: NoiseSource = _GlobalNoise() if noise is None else noise
-    steps = solver.plan(process, per_sample, x)
-    state = solver.init(process, x, per_sample[0])
+    state, steps, asked = solver.plan(denoiser.process, per_sample, x)
+    f = Asked.of(denoiser, cond, asked, x)
     sums = []
     for number, step in enumerate(steps, 1):
         x, state = step(f, x, state, source.of_step(number, x))
@@ -139,7 +179,9 @@ def check_walk(solver: Solver, x: Tensor, times: Tensor, cond: Cond | None) -> T
             f"solver={solver.kind} needs at least {solver.fewest} steps, not {len(per_sample) - 1}; raise steps="
         )
     if cond is not None and len(cond) not in (0, len(x)):
-        raise UserError(f"a condition of {len(cond)} samples does not fit a batch of {len(x)}; give one for each sample")
+        raise UserError(
+            f"a condition of {len(cond)} samples does not fit a batch of {len(x)}; give one for each sample"
+        )
     return per_sample
 
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Process
+from sfumato.core.columns import by_column
 from sfumato.errors import UserError
-from sfumato.samplers.base import Denoise, Noise, Solver, State, Step
+from sfumato.samplers.base import Denoise, Noise, Plan, Solver, State
 
 Terms = tuple[tuple[int, Tensor | None], ...]  # (which tensor, its coefficient; None for exactly 1)
 
@@ -72,10 +73,6 @@ class LinearSolver(Solver):
         return self.noises > 0
 
     @final
-    def init(self, process: Process, x: Tensor, t: Tensor) -> State:
-        return tuple(torch.zeros_like(x) for _ in range(self.carried))
-
-    @final
     def table(self, process: Process, times: Tensor) -> tuple[Tensor, Tensor]:
         """All coefficients (N, E + 1 + carried, W, *prefix) and the times asked for (N, E, *prefix), float64."""
         t, s = times[:-1], times[1:]
@@ -92,25 +89,17 @@ class LinearSolver(Solver):
         return table, torch.stack([time for time, _ in forms.ask], 1)
 
     @final
-    def plan(self, process: Process, times: Tensor, x: Tensor) -> Sequence[Step]:
-        columns, which = _columns(times)
-        # each walk by itself: vectorised functions round differently in batches of another size
-        apart = columns.split(1, 1) if columns.shape[1] <= _APART else [columns]
-        made = [self.table(process, column) for column in apart]
-        table, asked = (torch.cat(parts, -1)[..., which].unflatten(-1, times.shape[1:]) for parts in zip(*made))
-        return compile_table(table, asked, list(pairwise(times)), x, carried=self.carried, noises=self.noises)
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
+        def both(column: Tensor) -> Tensor:  # the table and the times asked for, in one tensor
+            table, asked = self.table(process, column)
+            return torch.cat([table.flatten(1, 2), asked], 1)
 
-
-_APART = 16  # walks planned one by one
-
-
-def _columns(times: Tensor) -> tuple[Tensor, Tensor]:
-    """The different walks (N + 1, U) among times (N + 1, *prefix), and which of them each element takes."""
-    flat = times.flatten(1)
-    if flat.shape[1] == 1 or bool((flat == flat[:, :1]).all()):
-        return flat[:, :1], torch.zeros(flat.shape[1], dtype=torch.int64)
-    columns, which = torch.unique(flat, dim=1, return_inverse=True)
-    return columns, which
+        made = by_column(times, both)
+        table = made[:, : -self.evaluations].unflatten(1, (-1, 1 + self.carried + self.noises + self.evaluations))
+        asked = made[:, -self.evaluations :]
+        steps = compile_table(table, asked, list(pairwise(times)), x, carried=self.carried, noises=self.noises)
+        times_asked = [question[0] for step in steps for question in step.ask if question is not None]
+        return Plan(tuple(torch.zeros_like(x) for _ in range(self.carried)), steps, times_asked)
 
 
 def _shown(t: Tensor) -> str:
@@ -119,7 +108,7 @@ def _shown(t: Tensor) -> str:
 
 def compile_table(
     table: Tensor, asked: Tensor, spans: Sequence[tuple[Tensor, Tensor]], x: Tensor, *, carried: int, noises: int
-) -> list[Step]:
+) -> list[LinearStep]:
     """Steps for tensors like x: coefficients that are 0 throughout are left out, with what they would have needed.
 
     table: (N, E + 1 + carried, W, *prefix); asked: (N, E, *prefix); spans: (t, s) of every step.
@@ -131,7 +120,7 @@ def compile_table(
     lifted = table[scaled].to(x.dtype).to(x.device)
     lifted = lifted.reshape(lifted.shape + (1,) * (x.ndim - lifted.ndim + 1))
     coefficients = iter(lifted.unbind(0))
-    steps: list[Step] = []
+    steps: list[LinearStep] = []
     for k, (some_k, ones_k) in enumerate(zip(some.tolist(), ones.tolist())):
         made: list[Terms] = [
             tuple((w, None if one[w] else next(coefficients)) for w in range(width) if there[w])
@@ -140,9 +129,7 @@ def compile_table(
         evaluations = asked.shape[1]
         used = {w for terms in made for w, _ in terms}
         first = 1 + carried + noises
-        ask = tuple(
-            (asked[k, i], made[i]) if first + i in used else None for i in range(evaluations)
-        )
+        ask = tuple((asked[k, i], made[i]) if first + i in used else None for i in range(evaluations))
         drawn = tuple(1 + carried + j in used for j in range(noises))
         steps.append(LinearStep(ask, drawn, made[evaluations], tuple(made[evaluations + 1 :]), spans[k]))
     return steps

@@ -50,7 +50,9 @@ def interpolation_weights(nodes: Sequence[Tensor], moments: Sequence[Tensor]) ->
             if j != i:
                 scale = 1 / (own - other)
                 up = [torch.zeros_like(own), *polynomial]
-                polynomial = [scale * (up[k] - (other * polynomial[k] if k < len(polynomial) else 0)) for k in range(len(up))]
+                polynomial = [
+                    scale * (up[k] - (other * polynomial[k] if k < len(polynomial) else 0)) for k in range(len(up))
+                ]
         weights.append(torch.stack([c * m for c, m in zip(polynomial, moments)]).sum(0))
     return weights
 

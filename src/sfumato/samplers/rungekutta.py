@@ -152,7 +152,7 @@ class Heun(LinearSolver, name="heun"):
         ratio = sigma / alpha
         top = torch.exp(-process.logsnr(torch.ones_like(t)) / 2)
         inside = (ratio >= self.churn_min) & (ratio <= self.churn_max) & torch.isfinite(ratio)
-        gain = torch.where(inside, min(self.churn / n, math.sqrt(2) - 1), 0.0)
+        gain = inside.to(ratio) * min(self.churn / n, math.sqrt(2) - 1)
         higher = torch.minimum(ratio * (1 + gain), top)
         raised = torch.where(higher > ratio, process.time(-2 * higher.log()), t)
         added = torch.where(higher > ratio, higher.square() - ratio.square(), torch.zeros_like(ratio)).sqrt()

@@ -122,6 +122,10 @@ class UniPC(LinearSolver, name="unipc"):
 
     points: of the predictor and of the corrector (1 to 4). variant: how the second-order terms are simplified
     (B(h) = h or 1 - e^(-h)), or `exact`: not at all. From three points on all are the same.
+    free_start: the first step, from (nearly) pure noise, asks nothing: the network's answer there is known but for
+    little, E[x0 | x_t] = alpha x_t / (alpha^2 + sigma^2) for data of zero mean and unit deviation, and the corrector puts
+    the answer at the end of that step in its place. So n evaluations make n + 1 steps. Dockhorn et al., "GENIE", 2022,
+    appendix, call the idea an analytical first step.
     Zhao et al., "UniPC", 2023, algorithms 1-2 and eq. 5 and 8; their p-point formulas are the unique ones that are exact
     for polynomials in lambda, and are computed as such.
     Order `points` + 1 once started (measured); started at order 1. One evaluation a step.
@@ -146,10 +150,12 @@ class UniPC(LinearSolver, name="unipc"):
     def stochastic(self) -> bool:
         return False
 
+    def intervals(self, process: Process, steps: int) -> int:
+        first = half_logsnr(process, torch.ones((), dtype=torch.float64))
+        return steps + int(self.free_start and bool(first <= _FREE_BELOW))
+
     def forms(self, process: Process, times: Tensor, basis: Basis) -> Forms:
-        return predict_correct(
-            process, times, basis, self.points, self.points, 0.0, self.variant, self.free_start
-        )
+        return predict_correct(process, times, basis, self.points, self.points, 0.0, self.variant, self.free_start)
 
 
 @final
@@ -178,7 +184,10 @@ class SASolver(LinearSolver, name="sa"):
 
     @property
     def order(self) -> int:
-        return 1 if self.eta else max(self.predictor, self.corrector + 1 if self.corrector else 0)
+        if self.eta:
+            return 1
+        # the corrector uses an answer at the predicted place, which is off by the predictor's error
+        return min(self.predictor, self.corrector) + 1 if self.corrector else self.predictor
 
     @property
     def stochastic(self) -> bool:

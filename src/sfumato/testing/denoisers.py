@@ -41,15 +41,16 @@ class GaussianDenoiser:
 @final
 @dataclass(frozen=True)
 class MixtureDenoiser:
-    """E[x0 | x_t] for a mixture of isotropic Gaussians of equal weights: means (K, *S), one deviation.
+    """E[x0 | x_t] for a mixture of isotropic Gaussians: means (K, *S), one deviation, weights (K,) (equal ones if None).
 
-    The posterior over components is softmax_k(-|x_t - alpha m_k|^2 / (2 (alpha^2 std^2 + sigma^2))); each component
-    contributes its own Gaussian posterior mean.
+    The posterior over components is softmax_k(log w_k - |x_t - alpha m_k|^2 / (2 (alpha^2 std^2 + sigma^2))); each
+    component contributes its own Gaussian posterior mean.
     """
 
     process: Process
     means: Tensor
     std: float = 0.1
+    weights: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         alpha, sigma = (lift(c, x_t)[:, None] for c in self.process.scales(t))
@@ -58,6 +59,8 @@ class MixtureDenoiser:
         difference = x_t[:, None] - alpha * means
         axes = tuple(range(2, difference.ndim))
         energy = (difference.square() / (2 * spread)).sum(axes, keepdim=True)
+        if self.weights is not None:
+            energy = energy - self.weights.to(x_t).log().reshape(1, -1, *[1] * (energy.ndim - 2))
         share = torch.softmax(-energy, 1)
         component = means + alpha * self.std**2 / spread * difference
         return (share * component).sum(1)

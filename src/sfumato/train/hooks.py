@@ -110,7 +110,10 @@ class Pictures(Hook):
         except SfumatoError:  # a young model may diverge when sampled; training goes on
             return {}
         wide = min(8, -(-len(made.media) // 2))
-        sheet = media.grid([media.to_image(item) for item in made.media], wide, self.asked.words)
+        if made.media.ndim == 2:  # plain vectors
+            sheet = media.scatter(made.media)
+        else:
+            sheet = media.grid([media.to_image(item) for item in made.media], wide, self.asked.words)
         text = {"step": str(moment.step), "samples": str(moment.samples), "settings": repr(made.settings)}
         asked = {"request": dict(self.asked.request), "words": list(self.asked.words)}
         moment.run.write("samples/asked.json", asked)

@@ -27,7 +27,8 @@ from sfumato.train.settings import FREE_TO_CHANGE
 State = Literal["running", "finished", "interrupted", "stopped", "failed"]
 _OWN = (
     "recipe.yaml", "env.json", "data.json", "state.json", "scores.json", "metrics.jsonl", "samples", "checkpoints",
-    "LATEST", "report.html", "model", "tensorboard", "summary.json", "digits.png", "nearest.png", ".lock",
+    "LATEST", "report.html", "model", "tensorboard", "summary.json", "digits.png", "nearest.png", "eval.json",
+    ".lock",
 )  # fmt: skip
 
 

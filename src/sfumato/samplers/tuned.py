@@ -1,0 +1,133 @@
+"""A solver whose numbers were fitted to a model: `sfumato tune-sampler` makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sfumato.core import Process
+from sfumato.errors import UserError
+from sfumato.samplers.base import Plan, Solver
+from sfumato.samplers.linear import Basis, Forms, LinearSolver
+from sfumato.samplers.unipc import UniPC
+
+ANSWERS = 5  # how many answers, the last one included, a step may combine
+_SAME = 1e-9  # times that were written down and read again
+
+
+@final
+@dataclass(frozen=True)
+class Tuned(Solver, name="tuned"):
+    """x_s = a_k x + sum_j w_kj D_(k-j), with numbers of its own for every step of the walks that it was fitted to.
+
+    times: the walks (each N + 1 times); numbers: for each of them N rows [a, w_0 ... w_4], one after the other.
+    otherwise: the solver for any other walk. A step whose weights are all 0 asks the network nothing.
+    After Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025; every linear multistep method is such a table.
+    No order: it is right for its own steps and model. One evaluation a step.
+    """
+
+    times: tuple[tuple[float, ...], ...] = ()
+    numbers: tuple[tuple[float, ...], ...] = ()
+    otherwise: Solver = field(default_factory=lambda: UniPC(free_start=True))
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        sizes = [(len(t) - 1) * (1 + ANSWERS) for t in self.times]
+        if sizes != [len(row) for row in self.numbers]:
+            raise UserError(
+                f"a tuned solver needs {1 + ANSWERS} numbers for each step of each of its {len(sizes)} walks"
+            )
+
+    @property
+    def order(self) -> int:
+        return self.otherwise.order
+
+    @property
+    def stochastic(self) -> bool:
+        return self.otherwise.stochastic
+
+    def intervals(self, process: Process, steps: int) -> int:
+        for numbers in self.numbers:
+            rows = [numbers[i + 1 : i + 1 + ANSWERS] for i in range(0, len(numbers), 1 + ANSWERS)]
+            if sum(any(row) for row in rows) == steps:
+                return len(rows)
+        return self.otherwise.intervals(process, steps)
+
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
+        for known, numbers in zip(self.times, self.numbers):
+            walk = torch.tensor(known, dtype=torch.float64)
+            if len(walk) == len(times) and bool(((times.flatten(1) - walk[:, None]).abs() < _SAME).all()):
+                table = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1 + ANSWERS)
+                return TableSolver(table).plan(process, times, x)
+        return self.otherwise.plan(process, times, x)
+
+
+@final
+class TableSolver(LinearSolver):
+    """The linear multistep method of a table (N, 1 + ANSWERS); gradients reach the table."""
+
+    evaluations = 1
+    carried = ANSWERS - 1
+
+    def __init__(self, table: Tensor) -> None:
+        self.numbers = table
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    def forms(self, process: Process, times: Tensor, basis: Basis) -> Forms:
+        column = self.numbers.reshape(*self.numbers.shape, *[1] * (times.ndim - 1)).movedim(1, 0)
+        answers = [basis.D[0], *basis.h]
+        asked = (self.numbers[:, 1:] != 0).any(1).reshape(-1, *[1] * (times.ndim - 1))
+        out = column[0] * basis.x
+        for weight, answer in zip(column[1:], answers):
+            out = out + weight * answer
+        return Forms([(times[:-1], basis.x)], out, [torch.where(asked, basis.D[0], 0.0), *basis.h[:-1]])
+
+
+def unrolled(solver: Solver, process: Process, times: Tensor) -> Tensor:
+    """The table (N, 1 + ANSWERS) of what a deterministic one-evaluation solver does on a walk (N + 1,).
+
+    Read off by walking with unit vectors for answers. Raises UserError if a step needs more than ANSWERS of them.
+    """
+    n = len(times) - 1
+    x = torch.zeros(1, n + 1, dtype=torch.float64)
+    x[0, 0] = 1
+    state, steps = solver.plan(process, times[:, None], x)
+    asked: list[int] = []
+    rows = []
+    for k, step in enumerate(steps):
+
+        def f(x_t: Tensor, t: Tensor, k: int = k) -> Tensor:
+            asked.append(k)
+            answer = torch.zeros_like(x_t)
+            answer[0, 1 + k] = 1
+            return answer
+
+        new, state = step(f, x, state, lambda t, s: torch.zeros_like(x))
+        a = new[0, 0] / x[0, 0]
+        rest = (new - a * x)[0, 1:]
+        rows.append(
+            torch.cat([a[None], rest[max(0, k + 1 - ANSWERS) : k + 1].flip(0), rest.new_zeros(max(0, ANSWERS - k - 1))])
+        )
+        x = new
+    if asked != sorted(set(asked)):
+        raise UserError(f"solver={solver.kind} can't be tuned: it asks more than once a step; use unipc or dpmpp-2m")
+    return _fits(torch.stack(rows), solver)
+
+
+def _fits(table: Tensor, solver: Solver) -> Tensor:
+    if not bool(torch.isfinite(table).all()):
+        raise UserError(f"solver={solver.kind} can't be tuned on these times; use unipc")
+    return table
+
+
+def rows_of(table: Tensor) -> tuple[float, ...]:
+    """A table as plain numbers."""
+    flat: Sequence[float] = table.detach().double().flatten().tolist()
+    return tuple(flat)

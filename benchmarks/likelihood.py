@@ -33,8 +33,8 @@ CASES: dict[str, OdeLikelihood | VariationalBound] = {
     "ode-2x2": OdeLikelihood(draws=2, probes=2),
     "bound": VariationalBound(),
     "bound-13": VariationalBound(logsnr_max=13.0),
-    "chain-1000": VariationalBound(steps=1000, logsnr_max=20.0),
-    "chain-1000-large": VariationalBound(steps=1000, logsnr_max=20.0, variance="large"),
+    "chain-1000": VariationalBound(steps=1000),
+    "chain-1000-large": VariationalBound(steps=1000, variance="large"),
     "ode-exact": OdeLikelihood(divergence="exact"),
 }
 USUAL = ("ode", "ode-100", "ode-2x2", "bound", "bound-13", "chain-1000", "chain-1000-large")
@@ -95,8 +95,9 @@ def main() -> None:
     names = list(CASES) if options.cases == "all" else options.cases.split(",")
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"there is no case {unknown[0]}; known: {', '.join(CASES)}")
-    recipe = (options.run / "recipe.yaml").is_file() and options.data is None
-    spec: Spec[Data] = load_recipe(options.run).data if recipe else open_data(options.data or "")
+    if options.data is None and not (options.run / "recipe.yaml").is_file():
+        parser.error("a model folder does not say what it was trained on; give --data")
+    spec: Spec[Data] = load_recipe(options.run).data if options.data is None else open_data(options.data)
     device = choose_device(options.device)
     pipeline = Pipeline.from_pretrained(options.run).to(device, options.dtype)
     data = spec.build().split("held_out")
@@ -108,7 +109,7 @@ def main() -> None:
             gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
             found = {
                 "rows": rows,
-                "model": pipeline.trained,
+                "model": {k: v for k, v in pipeline.trained.items() if k != "environment"},
                 "data": spec.to_dict(),
                 "machine": machine(threads=torch.get_num_threads(), gpu=gpu),
                 "versions": versions("sfumato", "numpy"),

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import media, modelfolder
-from sfumato.core import Cond, Denoiser, Grid, SampleNoise, UniformGrid
-from sfumato.errors import SfumatoError, UserError
+from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, SampleNoise, TunedGrid
+from sfumato.errors import UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
-from sfumato.samplers import DPMpp2M, Solver, sample, start
+from sfumato.samplers import ExpAdams, Solver, sample, start
 from sfumato.spec import as_spec, parse
 
 T = TypeVar("T", bound=Registered)
@@ -44,8 +44,8 @@ class Sampling(Registered, family="sampling", name="sampling"):
     threshold: how estimates are kept in the range of the media; none for not at all.
     """
 
-    solver: Solver = field(default_factory=DPMpp2M)
-    grid: Grid = field(default_factory=UniformGrid)
+    solver: Solver = field(default_factory=ExpAdams)
+    grid: Grid = field(default_factory=LogisticGrid)
     steps: int = 20
     guidance: Guidance | None = field(default_factory=ClassifierFree)
     threshold: Threshold | None = None
@@ -241,7 +241,7 @@ class Pipeline:
         return Plan(
             request,
             own.solver if solver is None else _built(Solver, solver, "solver"),
-            own.grid if grid is None else _built(Grid, grid, "grid"),
+            _grid_for(own, solver) if grid is None else _built(Grid, grid, "grid"),
             steps,
             acting if (request.guided or request.scale) and not (unconditional and acting.by_condition) else None,
             own.threshold if threshold is None else _built(Threshold, threshold, "threshold"),
@@ -255,23 +255,23 @@ class Pipeline:
             # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training
             with torch.no_grad(), _evaluating(self.model):
                 x0 = self._walk(batch, plan, callback_on_step_end)[:real]
-                if not bool(torch.isfinite(x0).all()):
-                    raise SfumatoError(
-                        "the samples are not finite: the model has diverged, or its half precision overflows; try dtype=fp32"
-                    )
                 made = self.model.codec.decode(x0).cpu()
             yield made
 
     def _walk(self, request: Request, plan: Plan, callback: OnStepEnd | None) -> Tensor:
         """x0 (B, *S) of one batch."""
         model, process = self.model, self.model.denoiser.process
-        times = plan.grid(process, plan.steps)
+        intervals = plan.solver.intervals(process, plan.steps)
+        times = plan.grid(process, intervals)
         denoiser, cond = self._guided(request, plan, times)
         noise = SampleNoise(request.seeds)
         x = start(process, noise.prior(model.codec.shape, device=model.device), times[0])
 
         def on_step(done: int, t: Tensor, x: Tensor) -> Tensor | None:
-            changed = None if callback is None else (callback(self, done - 1, t, {"x": x}) or {}).get("x")
+            number = done - 1 - (intervals - plan.steps)  # steps that ask the network nothing are not counted
+            if callback is None or number < 0:
+                return None
+            changed = (callback(self, number, t, {"x": x}) or {}).get("x")
             if changed is not None and changed.shape != x.shape:
                 raise UserError(
                     f"callback_on_step_end gave x of shape {tuple(changed.shape)}; it must stay {tuple(x.shape)}"
@@ -355,6 +355,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _grid_for(own: Sampling, solver: object) -> Grid:
+    """The model's grid; times that were fitted together with its solver are not for another one."""
+    return own.grid.otherwise if solver is not None and isinstance(own.grid, TunedGrid) else own.grid
 
 
 def _built(base: type[T], value: T | str | Mapping[str, Any], name: str) -> T:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.core import Cond, Denoiser, LogisticGrid, Process, TunedGrid
 from sfumato.errors import UserError
-from sfumato.samplers import Solver, Tuned, UniPC, sample, start
+from sfumato.samplers import ExpAdams, Solver, Tuned, sample, start
 from sfumato.samplers.tuned import ANSWERS, TableSolver, rows_of, unrolled
 
 MANY = 100  # evaluations of the solution that is aimed at
@@ -56,7 +56,7 @@ class Tuning:
         known = _walks(old)
         known[len(self.times)] = (self.times, self.numbers)
         times, numbers = zip(*(known[n] for n in sorted(known)))
-        return Tuned(times, numbers, old.otherwise if isinstance(old, Tuned) else UniPC(free_start=True))
+        return Tuned(times, numbers, old.otherwise if isinstance(old, Tuned) else ExpAdams())
 
     def grid(self, old: Solver | None = None) -> TunedGrid:
         """The grid that goes with `solver`."""
@@ -70,7 +70,7 @@ def _walks(old: Solver | None) -> dict[int, tuple[tuple[float, ...], tuple[float
 def solution(begin: Start, many: int = MANY) -> Tensor:
     """Where the model itself takes a batch of noise, with many evaluations. (B, *S)."""
     process = begin.denoiser.process
-    solver = UniPC(free_start=True)
+    solver = ExpAdams()
     times = LogisticGrid()(process, solver.intervals(process, many))
     with torch.no_grad():
         return sample(begin.denoiser, solver, start(process, begin.eps, times[0]), times, begin.cond)
@@ -138,7 +138,7 @@ class _Walk:
 
     def __init__(self, process: Process, evaluations: int) -> None:
         self.process = process
-        solver = UniPC(free_start=True)
+        solver = ExpAdams()
         times = LogisticGrid()(process, solver.intervals(process, evaluations))
         lam = process.logsnr(times)[1:-1] / 2
         self.last = float(lam[-1]) + 3.0  # no interior time nearer to the data than this
@@ -182,7 +182,7 @@ class _Walk:
         denoiser = begin.denoiser
         times = self.times()[:, None].expand(-1, len(begin.eps))
         x = start(self.process, begin.eps, times[0])
-        state, steps = TableSolver(self.table()).plan(self.process, times, x)
+        state, steps, _ = TableSolver(self.table()).plan(self.process, times, x)
 
         def f(x_t: Tensor, t: Tensor) -> Tensor:
             if not torch.is_grad_enabled():

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Denoiser, DiscreteVP, Process
-from sfumato.samplers import Noise
+from sfumato.samplers import Noise, Solver, sample
 from sfumato.testing import MixtureDenoiser
 
 Frame = Literal["vp", "ve", "flow"]
 
+STEPS = 20
+SHAPE = (4, 2, 3, 3)
 CHAIN = DiscreteVP("scaled_linear", beta_start=0.00085, beta_end=0.012)
 SETTINGS: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -166,3 +168,48 @@ def walk(
 def gap(a: Tensor, b: Tensor) -> float:
     """Largest difference over the largest value."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
+
+
+def make(name: str, **settings: Any) -> Any:
+    """A scheduler of the peer."""
+    import diffusers
+
+    return getattr(diffusers, name)(**settings)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scheduler with its settings, and our solver for the same walk."""
+
+    scheduler: str
+    settings: dict[str, Any]
+    solver: Solver
+    frame: Frame = "vp"
+    process: Process = CHAIN
+    stochastic: bool = False
+    in_step: dict[str, Any] = field(default_factory=dict)
+    steps: int = STEPS
+
+    def __repr__(self) -> str:
+        shown = {k: v for k, v in {**self.settings, **self.in_step}.items() if k not in (*SETTINGS, "clip_sample")}
+        return f"{self.scheduler.removesuffix('Scheduler')}({', '.join(f'{k}={v}' for k, v in shown.items())})"
+
+    def gap(self, dtype: torch.dtype) -> float:
+        """Largest relative difference of the results, the peer computing in dtype."""
+        theirs, ours = self.ends(dtype)
+        return gap(theirs, ours)
+
+    def ends(self, dtype: torch.dtype, before: Callable[[Any, int], None] = lambda s, k: None) -> tuple[Tensor, Tensor]:
+        scheduler = make(self.scheduler, **self.settings)
+        scheduler.set_timesteps(self.steps)
+        times = visited(scheduler, self.process, self.frame)
+        draws = [normal(*SHAPE, seed=100 + k) for k in range(self.steps)] if self.stochastic else []
+        first, last = (self.process.alpha(t) if self.frame == "ve" else 1.0 for t in (times[0], times[-1]))
+        x, denoiser = normal(*SHAPE), mixture(self.process)
+        theirs = walk(scheduler, denoiser, (x / first).to(dtype), self.frame, draws, before, **self.in_step).end
+        ours = sample(denoiser, self.solver, x, times, noise=Given(draws) if draws else None)
+        return theirs, ours / last
+
+
+def chain(name: str, solver: Solver, frame: Frame = "vp", *, stochastic: bool = False, **settings: Any) -> Case:
+    return Case(f"{name}Scheduler", {**SETTINGS, **settings}, solver, frame, stochastic=stochastic)

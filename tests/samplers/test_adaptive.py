@@ -53,7 +53,9 @@ def test_the_last_part_is_one_denoising() -> None:
     want = denoiser(denoiser.flow(x, torch.ones(4, dtype=torch.float64), stop), stop)
     assert torch.allclose(sample(denoiser, solver, x, f64(1, 0)), want, atol=1e-8)
     clean = process.time(-2 * torch.log(f64(0.01)))  # already below the last level
-    assert torch.allclose(sample(denoiser, solver, x, torch.cat([clean, f64(0)])), denoiser(x, clean.expand(4)), atol=1e-15)
+    assert torch.allclose(
+        sample(denoiser, solver, x, torch.cat([clean, f64(0)])), denoiser(x, clean.expand(4)), atol=1e-15
+    )
 
 
 def test_it_counts_its_evaluations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,10 +65,10 @@ def test_a_round_trip_gets_better_with_each_iteration() -> None:
     denoiser, x0 = MixtureDenoiser(process, normal(4, 6), 0.5), normal(5, 6, seed=1)
     times = LogSNRGrid(0.01, 80.0)(process, 50)
     errors = []
-    for iterations in (1, 2, 4, 8, 16):
+    for iterations in (2, 4, 8, 16):
         back = sample(denoiser, DDIM(), invert(denoiser, x0, times, iterations=iterations), times)
         errors.append(float((back - x0).abs().max()))
-    assert all(b < a / 1.5 for a, b in zip(errors, errors[1:])) and errors[-1] < 1e-4
+    assert all(b < a / 4 for a, b in pairwise(errors)) and errors[-1] < 1e-6
 
 
 def test_the_noise_of_gaussian_data_is_its_standard_score() -> None:
@@ -80,13 +81,17 @@ def test_the_noise_of_gaussian_data_is_its_standard_score() -> None:
 def test_every_sample_has_its_own_times_and_condition() -> None:
     """Rows alone and together are the same; what is held stays; the condition reaches the denoiser."""
     process = VP()
-    grids = torch.stack([torch.linspace(1, 0, 9).double(), torch.cat([torch.linspace(0.5, 0.2, 8).double(), f64(0.2)])], 1)
+    grids = torch.stack(
+        [torch.linspace(1, 0, 9).double(), torch.cat([torch.linspace(0.5, 0.2, 8).double(), f64(0.2)])], 1
+    )
     x0, cond = normal(2, 5), Cond(vector=normal(2, 5, seed=4).float())
     denoiser = GaussianDenoiser(process)
     both = invert(denoiser, x0, grids, cond, iterations=3)
     for i in range(2):
         own = Cond(vector=cond.vector[i : i + 1])  # type: ignore[index]
-        assert torch.allclose(both[i : i + 1], invert(denoiser, x0[i : i + 1], grids[:, i], own, iterations=3), rtol=1e-12)
+        assert torch.allclose(
+            both[i : i + 1], invert(denoiser, x0[i : i + 1], grids[:, i], own, iterations=3), rtol=1e-12
+        )
     assert not torch.allclose(both, invert(denoiser, x0, grids, iterations=3), atol=1e-2)
     assert torch.equal(invert(denoiser, x0, torch.full((4, 2), 0.3).double()), x0)
 

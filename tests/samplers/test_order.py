@@ -23,6 +23,7 @@ from sfumato.samplers import (
     DPMpp2S,
     DPMpp3M,
     Euler,
+    ExpAdams,
     Heun,
     SASolver,
     Solver,
@@ -34,11 +35,13 @@ INTERVAL = 2.0
 CURVES: list[Process] = [Flow(), Cosine(), VP(), VE()]
 
 DEFAULTS: list[Solver] = [
-    DDIM(), Euler(), Heun(), DPM2(), RK4(), DPMpp2S(), DPMpp2M(), DPMpp3M(), UniPC(), DEIS(), Adams(), IPNDM(), SASolver(eta=0.0),
+    DDIM(), Euler(), Heun(), DPM2(), RK4(), DPMpp2S(), DPMpp2M(), DPMpp3M(), UniPC(), DEIS(), Adams(), IPNDM(),
+    SASolver(eta=0.0), ExpAdams(),
 ]  # fmt: skip
 SETTINGS: list[Solver] = [
     Heun("ve"), RK4("ve"), DPMpp3M(published=True),
-    *[UniPC(p) for p in (1, 2, 4)], *[UniPC(p, "bh1") for p in (1, 2, 3)], *[UniPC(p, "exact") for p in (1, 2)],
+    *[ExpAdams(p) for p in (1, 2, 4)], *[UniPC(p) for p in (1, 2, 4)],
+    *[UniPC(p, "bh1") for p in (1, 2, 3)], *[UniPC(p, "exact") for p in (1, 2)],
     *[DEIS(p) for p in (1, 2, 4)], *[Adams(p) for p in (1, 2, 3)], *[IPNDM(p) for p in (1, 2, 3)],
     *[Adams(p, "ve") for p in (1, 2, 3, 4)],
     *[SASolver(p, c, eta=0.0) for p, c in ((1, 0), (2, 0), (3, 0), (4, 0), (1, 1), (2, 2), (4, 4), (1, 3), (2, 4))],
@@ -46,8 +49,8 @@ SETTINGS: list[Solver] = [
 
 
 def steps_for(solver: Solver) -> int:
-    """Adams in x / alpha comes to its limit late on curves where alpha changes."""
-    return 128 if solver == Adams(4, "ve") else 64
+    """Adams in x / alpha comes to its limit late on curves where alpha changes, `exp-adams` on a shifted one."""
+    return 128 if solver in (Adams(4, "ve"), ExpAdams()) else 64
 
 
 def test_no_deterministic_solver_is_missing() -> None:
@@ -59,7 +62,7 @@ def test_no_deterministic_solver_is_missing() -> None:
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("solver", DEFAULTS, ids=repr)
 def test_declared_order(solver: Solver, process: Process) -> None:
-    order = measured_order(solver, process, steps=64, interval=INTERVAL)
+    order = measured_order(solver, process, steps=steps_for(solver), interval=INTERVAL)
     assert abs(order - solver.order) < 0.15
 
 
@@ -85,6 +88,7 @@ class TestRealStart:
         (DPMpp2M(), 2, 64), (DPMpp3M(), 2, 64), (DEIS(2), 2, 64), (DEIS(3), 2, 64), (DEIS(4), 2, 64),
         (Adams(2), 2, 64), (Adams(3), 2, 64), (Adams(4), 2, 64), (SASolver(3, 0, eta=0.0), 2, 64),
         (UniPC(1), 2, 64), (UniPC(2), 3, 64), (UniPC(3), 3, 512), (UniPC(4), 3, 128),
+        (ExpAdams(1), 2, 64), (ExpAdams(2), 3, 64), (ExpAdams(3), 3, 512), (ExpAdams(4), 3, 128),
     ]  # fmt: skip
 
     @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.samplers.law import MEAN, STD, Affine, Units, law, marginal
 from torch import Tensor
 
 from sfumato.core import (
@@ -28,13 +29,17 @@ from sfumato.errors import UserError
 from sfumato.nn import MLP
 from sfumato.samplers import (
     DDIM,
+    Adaptive,
     Ancestral,
+    AnnealedLangevin,
     DPMpp2M,
     DPMpp3M,
     EulerAncestral,
     EulerMaruyama,
     Heun,
     LearnedAncestral,
+    PredictorCorrector,
+    Restart,
     ReverseDiffusion,
     SASolver,
     Solver,
@@ -43,8 +48,8 @@ from sfumato.samplers import (
     simulate,
     start,
 )
+from sfumato.spec import as_spec, parse
 from sfumato.testing import GaussianDenoiser, MixtureDenoiser, check_ends, check_mixed_times
-from tests.samplers.law import MEAN, STD, Affine, Units, law, marginal
 
 SDE = [EulerMaruyama(), EulerMaruyama(eta=0.5), ReverseDiffusion()]
 OTHERS: list[Solver] = [
@@ -120,17 +125,43 @@ def test_sa_solver_without_noise_is_unipc_with_exact_integrals(points: int) -> N
     assert torch.equal(sample(denoiser, sde, x, times), sample(denoiser, ode, x, times))
 
 
+class Forbidden:
+    """Noise that must not be drawn."""
+
+    def of_step(self, number: int, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def noise(t: Tensor, s: Tensor) -> Tensor:
+            raise AssertionError("a deterministic solver drew noise")
+
+        return noise
+
+
 @pytest.mark.parametrize(
     "make", [DPMpp2M, DPMpp3M, DDIM, EulerAncestral, SASolver, EulerMaruyama], ids=lambda c: c.__name__
 )
-def test_eta_goes_to_the_ode_continuously(make: Callable[..., Solver]) -> None:
-    """The noise term has deviation ~ sqrt(eta) at most, so a tiny eta is the deterministic method but for that."""
+def test_eta_goes_to_the_ode(make: Callable[..., Solver]) -> None:
+    """eta = 0 draws nothing, and a tiny eta is that method but for noise of deviation ~ sqrt(eta)."""
     process, x = VP(), normal(3, 5)
     denoiser, times = GaussianDenoiser(process), interior(process, 16)
-    ode = sample(denoiser, make(eta=0.0), x, times)
-    assert not make(eta=0.0).stochastic and torch.equal(ode, sample(denoiser, make(eta=0.0), x, times))
+    ode = sample(denoiser, make(eta=0.0), x, times, noise=Forbidden())
     near = sample(denoiser, make(eta=1e-8), x, times, noise=SampleNoise((0, 1, 2)))
-    assert 0 < (near - ode).abs().max() < 1e-3
+    assert not make(eta=0.0).stochastic and 0 < (near - ode).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        EulerMaruyama(eta=0.5),
+        LearnedAncestral(),
+        PredictorCorrector(Heun(churn=2.0), 2, 0.1, "sigma"),
+        Restart(Restart(DDIM(), low=0.05, high=0.3), low=1.1, high=19.0, times=2),
+        AnnealedLangevin(5, 0.124),
+        Adaptive(rtol=1e-6),
+    ],
+    ids=repr,
+)
+def test_settings_round_trip(solver: Solver) -> None:
+    """As a recipe's data, nested ones included."""
+    assert parse(Solver, as_spec(solver).to_dict(), path="solver").build() == solver
 
 
 @pytest.mark.parametrize("solver", SDE, ids=repr)

@@ -19,6 +19,7 @@ from sfumato.samplers.brownian import BrownianNoise
 from sfumato.samplers.corrector import PredictorCorrector
 from sfumato.samplers.ddim import DDIM, Ancestral, EulerAncestral
 from sfumato.samplers.dpmpp import DPMpp2M, DPMpp2S, DPMpp3M
+from sfumato.samplers.expadams import ExpAdams
 from sfumato.samplers.inversion import invert
 from sfumato.samplers.langevin import AnnealedLangevin, langevin_step
 from sfumato.samplers.learned_ancestral import LearnedAncestral
@@ -31,7 +32,7 @@ from sfumato.samplers.unipc import DEIS, SASolver, UniPC
 
 __all__ = [
     "DDIM", "DEIS", "DPM2", "IPNDM", "RK4", "Adams", "Adaptive", "Ancestral", "AnnealedLangevin", "Basis",
-    "BrownianNoise", "DPMpp2M", "DPMpp2S", "DPMpp3M", "Denoise", "Euler", "EulerAncestral", "EulerMaruyama", "Forms",
+    "BrownianNoise", "DPMpp2M", "DPMpp2S", "DPMpp3M", "Denoise", "Euler", "EulerAncestral", "EulerMaruyama", "ExpAdams", "Forms",
     "Heun", "LearnedAncestral", "LinearSolver", "Noise", "NoiseSource", "OnStep", "PredictorCorrector", "Restart",
     "ReverseDiffusion", "SASolver", "Solver", "State", "Step", "StepSolver", "Tuned", "UniPC", "invert", "langevin_step",
     "sample", "simulate", "solve", "start",

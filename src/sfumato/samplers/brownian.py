@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -24,18 +23,18 @@ class BrownianNoise:
     up: a walk of 40 steps follows the same path as one of 20, with less error, where white noise gives another sample.
     So steps can be chosen on a picture, and a stochastic solver has a strong order that can be measured.
 
-    W is built on demand from a dyadic tree, without storage or state: W(1) and the middle of each interval are keyed by
-    (seed, node),
+    W is a function of (seed, t), without storage or state: the hat functions of Levy and Ciesielski, one a level,
 
-        W(m) = (W(a) + W(b)) / 2 + sqrt((b - a) / 4) z,   m = (a + b) / 2
+        W(t) = t z_0 + sum_l 2^(-l / 2 - 1) (1 - |2 frac(2^l t) - 1|) z_(l, floor(2^l t)),   l = 0 ... depth - 1
 
-    (Levy's construction). Times are rounded to multiples of 2^-depth; where that leaves nothing of a step, its noise is a
-    draw of its own. A further call for the same (t, s) in one step (a corrector's) follows another path of the seed, and
-    so do steps to more noise (t < s).
+    with a normal z for every node (l, k), keyed by it. Times are rounded to multiples of 2^-depth, where the sum is exact;
+    where that leaves nothing of a step, its noise is a draw of its own. A further call for the same (t, s) in one step (a
+    corrector's) follows another path of the seed, and so do steps to more noise (t < s).
 
     The clock is the process's t: any smooth clock would do. Drawn on the CPU in float32, summed in float64. Cost: up to
     2 `depth` draws a sample and step, 2 to 40 times `SampleNoise`; as much again for every further time if tokens have
-    times of their own. The tree: Li et al., "Scalable Gradients for Stochastic Differential Equations", 2020, section 4.
+    times of their own. Li et al., "Scalable Gradients for Stochastic Differential Equations", 2020, section 4,
+    has the same idea with bridges.
     """
 
     seeds: tuple[int, ...]
@@ -77,35 +76,31 @@ class BrownianNoise:
         return out.reshape(shape)
 
     def _between(self, seed: int, t: float, s: float, shape: tuple[int, ...], draw: int) -> Tensor:
-        upward = t < s
-        stream = f"brownian{'/up' if upward else ''}{f'/{draw}' if draw else ''}"
-        cells = 1 << self.depth
-        low, high = (round(v * cells) for v in sorted((t, s)))
-        drawn: dict[int, Tensor] = {}
-
-        def node(index: int) -> Tensor:
-            if index not in drawn:
-                drawn[index] = normal(keys(seed, stream, [index]), shape, dtype=torch.float64)[0]
-            return drawn[index]
-
+        stream = f"brownian{'/up' if t < s else ''}{f'/{draw}' if draw else ''}"
+        low, high = (round(v * 2**self.depth) for v in sorted((t, s)))
         if low == high:
-            return node(-1 - low)
-        return (_path(high, self.depth, node) - _path(low, self.depth, node)) / math.sqrt((high - low) / cells)
+            return normal(keys(seed, stream, [-1 - low]), shape, dtype=torch.float64)[0]
+        weights = _hats(high, self.depth)
+        for node, weight in _hats(low, self.depth).items():
+            weights[node] = weights.get(node, 0.0) - weight
+        scale = 1 / math.sqrt((high - low) / 2**self.depth)
+        nodes = [node for node, weight in weights.items() if weight]
+        total, at_once = torch.zeros(shape, dtype=torch.float64), max(1, _AT_ONCE // max(1, math.prod(shape)))
+        for i in range(0, len(nodes), at_once):
+            some = nodes[i : i + at_once]
+            z = normal(keys(seed, stream, some), shape, dtype=torch.float64)
+            total += torch.tensordot(torch.tensor([scale * weights[n] for n in some], dtype=torch.float64), z, 1)
+        return total
 
 
-def _path(cell: int, depth: int, node: Callable[[int], Tensor]) -> Tensor:
-    """W(cell / 2^depth). Nodes: 0 for W(1), 2^level + k for the middle of the k-th interval of a level."""
-    start, width = 0, 1 << depth
-    left, right = torch.zeros_like(node(0)), node(0)  # W at start and start + width
-    if cell == width:
-        return right
+_AT_ONCE = 1 << 20  # numbers
+
+
+def _hats(cell: int, depth: int) -> dict[int, float]:
+    """The weights of the nodes in W(cell / 2^depth): 0 is z_0, 2^l + k is the hat over the k-th interval of level l."""
+    weights = {0: cell / 2**depth}
     for level in range(depth):
-        if cell == start:
-            break
-        middle = (left + right) / 2 + 0.5 * 2.0 ** (-level / 2) * node((1 << level) + (start >> (depth - level)))
-        width //= 2
-        if cell >= start + width:
-            start, left = start + width, middle
-        else:
-            right = middle
-    return left
+        k, inside = divmod(cell, width := 1 << (depth - level))
+        if inside:
+            weights[(1 << level) + k] = 2.0 ** (-level / 2 - 1) * (1 - abs(2 * inside - width) / width)
+    return weights

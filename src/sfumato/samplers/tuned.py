@@ -13,7 +13,7 @@ from sfumato.core import Process
 from sfumato.errors import UserError
 from sfumato.samplers.base import Plan, Solver
 from sfumato.samplers.linear import Basis, Forms, LinearSolver
-from sfumato.samplers.unipc import UniPC
+from sfumato.samplers.expadams import ExpAdams
 
 ANSWERS = 5  # how many answers, the last one included, a step may combine
 _SAME = 1e-9  # times that were written down and read again
@@ -32,7 +32,7 @@ class Tuned(Solver, name="tuned"):
 
     times: tuple[tuple[float, ...], ...] = ()
     numbers: tuple[tuple[float, ...], ...] = ()
-    otherwise: Solver = field(default_factory=lambda: UniPC(free_start=True))
+    otherwise: Solver = field(default_factory=ExpAdams)
     evaluations = 1
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ def unrolled(solver: Solver, process: Process, times: Tensor) -> Tensor:
     n = len(times) - 1
     x = torch.zeros(1, n + 1, dtype=torch.float64)
     x[0, 0] = 1
-    state, steps = solver.plan(process, times[:, None], x)
+    state, steps, _ = solver.plan(process, times[:, None], x)
     asked: list[int] = []
     rows = []
     for k, step in enumerate(steps):

@@ -31,7 +31,6 @@ from sfumato.samplers.multistep import (
 )
 
 Variant = Literal["bh1", "bh2", "exact"]
-_FREE_BELOW = -2.5  # log(alpha / sigma) below which a first answer is not worth asking for
 
 
 def data_weights(step: Exponential, lam_s: Tensor, points: list[Tensor], eta: float) -> list[Tensor]:
@@ -86,7 +85,6 @@ def predict_correct(
     corrector: int,
     eta: float,
     variant: Variant,
-    free_start: bool = False,
 ) -> Forms:
     """The forms of a predictor of `order` and a corrector of order `corrector` + 1 (0: none).
 
@@ -94,25 +92,17 @@ def predict_correct(
     """
     t, s = times[:-1], times[1:]
     values = half_logsnr(process, times)
-    free = torch.zeros_like(t, dtype=torch.bool)
-    free[0] = free_start & (values[0] <= _FREE_BELOW) & (s[0] > 0)
-    answered = torch.where(torch.cat([free, free[-1:] & False]), torch.nan, values)  # no answer there to go through
-    lam, step = former(answered, max(order, corrector) - 1), exponential_step(process, t, s, eta)
+    lam, step = former(values, max(order, corrector) - 1), exponential_step(process, t, s, eta)
     base, answers = basis.h[0], [basis.D[0], *basis.h[1:]]
     weights = _predictor(step, values[1:], lam, order, eta, variant, process.alpha(s))
     x = basis.x
     if corrector:
         after = _corrector(step, values[1:], lam, corrector, eta, variant, process.alpha(s))
-        after = [torch.where(free, step.on_data if i == 0 else 0.0, w) for i, w in enumerate(after)]
         # the corrector of step k - 1 is made in step k, when the answer at its end is there
         late = [torch.cat([torch.zeros_like(w[:1]), w[:-1]]) for w in after]
         x = torch.where(late[0] != 0, base + weighted(late, answers), x)
     carried = step.on_x * x + step.on_noise * basis.z[0]
-    alpha, sigma = process.scales(t)
-    white = step.on_data * alpha / (alpha.square() + sigma.square()) * basis.x
-    out = torch.where(free, carried + white, carried + weighted(weights, answers))
-    asked = torch.where(free, 0 * basis.D[0], basis.D[0])
-    return Forms([(t, basis.x)], out, [carried, asked, *basis.h[1 : len(basis.h) - 1]])
+    return Forms([(t, basis.x)], carried + weighted(weights, answers), [carried, *answers[: len(basis.h) - 1]])
 
 
 @final
@@ -122,10 +112,6 @@ class UniPC(LinearSolver, name="unipc"):
 
     points: of the predictor and of the corrector (1 to 4). variant: how the second-order terms are simplified
     (B(h) = h or 1 - e^(-h)), or `exact`: not at all. From three points on all are the same.
-    free_start: the first step, from (nearly) pure noise, asks nothing: the network's answer there is known but for
-    little, E[x0 | x_t] = alpha x_t / (alpha^2 + sigma^2) for data of zero mean and unit deviation, and the corrector puts
-    the answer at the end of that step in its place. So n evaluations make n + 1 steps. Dockhorn et al., "GENIE", 2022,
-    appendix, call the idea an analytical first step.
     Zhao et al., "UniPC", 2023, algorithms 1-2 and eq. 5 and 8; their p-point formulas are the unique ones that are exact
     for polynomials in lambda, and are computed as such.
     Order `points` + 1 once started (measured); started at order 1. One evaluation a step.
@@ -133,7 +119,6 @@ class UniPC(LinearSolver, name="unipc"):
 
     points: int = 3
     variant: Variant = "bh2"
-    free_start: bool = False
     evaluations = 1
     carried = 5
     noises = 1
@@ -150,12 +135,8 @@ class UniPC(LinearSolver, name="unipc"):
     def stochastic(self) -> bool:
         return False
 
-    def intervals(self, process: Process, steps: int) -> int:
-        first = half_logsnr(process, torch.ones((), dtype=torch.float64))
-        return steps + int(self.free_start and bool(first <= _FREE_BELOW))
-
     def forms(self, process: Process, times: Tensor, basis: Basis) -> Forms:
-        return predict_correct(process, times, basis, self.points, self.points, 0.0, self.variant, self.free_start)
+        return predict_correct(process, times, basis, self.points, self.points, 0.0, self.variant)
 
 
 @final

@@ -334,6 +334,8 @@ def test_data_preview_writes_a_sheet_and_says_what_is_in_it(here: Path, do) -> N
     [
         (["solvers"], "heun: Heun's trapezoidal method"),
         (["solver", "ddim"], "eta  0.0"),
+        (["samplers"], "    order 4, 4 evaluations a step, deterministic"),
+        (["sampler", "ddpm"], "    order 1, 1 evaluation a step, draws noise"),
         (["processes"], "discrete-vp: The chain of DDPM"),
         (["networks"], "unet: U-Net with residual blocks"),
         (["data"], "folder: Pictures below a folder"),

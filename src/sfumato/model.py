@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -38,6 +39,21 @@ class Model(nn.Module):
         prepared = self.conditioner.prepare(conditions)
         cond: Cond = self.conditioner({k: v.to(self.device, non_blocking=True) for k, v in prepared.items()})
         return cond
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients of weights; afterwards everything is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 @final

@@ -11,6 +11,7 @@ Tensors and JSON only: nothing in it can run code. `config.json` may name regist
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,28 @@ def save(
     }
     with replacing_folder(final) as temporary:
         save_file(_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_config(temporary, config)
         text = card if card is not None else write_card(final, model, config)
         (temporary / CARD).write_text(text, encoding="utf-8")
     return final
+
+
+def save_sampling(path: str | Path, sampling: Mapping[str, Any]) -> Path:
+    """Change how a model is sampled by default, as a whole or not at all; everything else in its folder stays.
+
+    Needs room for a second copy while it works. Raises CorruptError rather than give a changed file a new manifest.
+    """
+    folder = find_folder(path)
+    verify_manifest(folder)
+    config = {**read_config(folder), "sampling": dict(sampling)}
+    with replacing_folder(folder.resolve()) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        _write_config(temporary, config)
+    return folder
+
+
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> Stored:

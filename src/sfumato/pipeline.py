@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from sfumato import media, modelfolder
 from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, SampleNoise, TunedGrid
-from sfumato.errors import UserError
+from sfumato.errors import SfumatoError, UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
-from sfumato.samplers import ExpAdams, Solver, sample, start
+from sfumato.samplers import ExpAdams, Solver, Tuned, sample, start
 from sfumato.spec import as_spec, parse
 
 T = TypeVar("T", bound=Registered)
@@ -238,10 +238,15 @@ class Pipeline:
             for columns in (request.columns, request.negative_columns if request.negative else {}):
                 if columns:
                     self.model.conditioner.prepare(columns)
+        walker, rule = _together(
+            own.solver if solver is None else _built(Solver, solver, "solver"),
+            own.grid if grid is None else _built(Grid, grid, "grid"),
+            steps,
+        )
         return Plan(
             request,
-            own.solver if solver is None else _built(Solver, solver, "solver"),
-            _grid_for(own, solver) if grid is None else _built(Grid, grid, "grid"),
+            walker,
+            rule,
             steps,
             acting if (request.guided or request.scale) and not (unconditional and acting.by_condition) else None,
             own.threshold if threshold is None else _built(Threshold, threshold, "threshold"),
@@ -254,17 +259,17 @@ class Pipeline:
         for batch, real in plan.request.batches(batch_size):
             # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training
             with torch.no_grad(), _evaluating(self.model):
-                x0 = self._walk(batch, plan, callback_on_step_end)[:real]
+                x0 = self._walk(replace(plan, request=batch), callback_on_step_end)[:real]
                 made = self.model.codec.decode(x0).cpu()
             yield made
 
-    def _walk(self, request: Request, plan: Plan, callback: OnStepEnd | None) -> Tensor:
+    def _walk(self, plan: Plan, callback: OnStepEnd | None) -> Tensor:
         """x0 (B, *S) of one batch."""
         model, process = self.model, self.model.denoiser.process
         intervals = plan.solver.intervals(process, plan.steps)
         times = plan.grid(process, intervals)
-        denoiser, cond = self._guided(request, plan, times)
-        noise = SampleNoise(request.seeds)
+        denoiser, cond = self.guided(plan, times)
+        noise = SampleNoise(plan.request.seeds)
         x = start(process, noise.prior(model.codec.shape, device=model.device), times[0])
 
         def on_step(done: int, t: Tensor, x: Tensor) -> Tensor | None:
@@ -280,9 +285,12 @@ class Pipeline:
 
         return sample(denoiser, plan.solver, x, times, cond, noise=noise, on_step=on_step)
 
-    def _guided(self, request: Request, plan: Plan, times: Tensor) -> tuple[Denoiser, Cond | None]:
-        """The denoiser of a batch, guidance and threshold around it, and the condition that it is asked with."""
-        model, conditioner = self.model, self.model.conditioner
+    def guided(self, plan: Plan, times: Tensor | None = None) -> tuple[Denoiser, Cond | None]:
+        """For all samples of a plan as one batch: the denoiser, guidance and threshold around it, and its condition.
+
+        times: the sampling grid, for a guidance that depends on it. The mode of the model and gradients are the caller's.
+        """
+        request, model, conditioner = plan.request, self.model, self.model.conditioner
         denoiser: Denoiser = model.denoiser
         cond = null = None if conditioner is None else conditioner.null(len(request.seeds))
         if request.columns:  # without: guidance_scale = 0, or nothing to ask by
@@ -305,7 +313,7 @@ class Pipeline:
             except SfumatoError as error:
                 raise UserError(f"guidance.model: {error}") from None
             _check_alike(path, self.model, other)
-            self._others[path] = other.eval()
+            self._others[path] = other.eval().requires_grad_(False)
         other = self._others[path].to(self.model.device)
         for ours, theirs in ((self.model.denoiser, other.denoiser), (self.model.conditioner, other.conditioner)):
             weight = None if ours is None else next(ours.parameters(), None)
@@ -357,9 +365,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _grid_for(own: Sampling, solver: object) -> Grid:
-    """The model's grid; times that were fitted together with its solver are not for another one."""
-    return own.grid.otherwise if solver is not None and isinstance(own.grid, TunedGrid) else own.grid
+def _together(solver: Solver, grid: Grid, steps: int) -> tuple[Solver, Grid]:
+    """Numbers and times that were fitted together to this many steps; what they fall back on wherever one is missing."""
+    if isinstance(solver, Tuned) and isinstance(grid, TunedGrid):
+        walk = solver.walk(steps)
+        if walk is not None and walk.times[0] in grid.times:
+            return walk, TunedGrid(walk.times, grid.otherwise)
+    return (
+        solver.otherwise if isinstance(solver, Tuned) else solver,
+        grid.otherwise if isinstance(grid, TunedGrid) else grid,
+    )
 
 
 def _built(base: type[T], value: T | str | Mapping[str, Any], name: str) -> T:

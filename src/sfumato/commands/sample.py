@@ -124,7 +124,7 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
     shared: dict[str, Any] = {
         "weights": _weights_of(folder),
         **as_spec(pipeline.sampling).to_dict(),
-        **{k: plan.settings[k] for k in ("guidance_scale", "negative_prompt") if k in plan.settings},
+        **{k: plan.settings[k] for k in ("solver", "grid", "guidance_scale", "negative_prompt") if k in plan.settings},
     }
     names = _names(plan, ".png" if _is_picture(info) else ".npy")
     batch = whole_number(settings, "batch", 64)

@@ -13,9 +13,11 @@ from sfumato.errors import UserError, did_you_mean
 from sfumato.modelfolder import CONFIG, find_folder, read_config
 from sfumato.recipes import dials, find_recipe, load_recipe, recipes
 from sfumato.registry import Registered, families, find, members
+from sfumato.samplers import Solver
 from sfumato.spec import dump_yaml, parameters
 
 _PLURALS = {"processes": "process", "weightings": "weighting", "data": "data", "times": "times", "guidance": "guidance"}
+_ALIASES = {"sampler": "solver", "samplers": "solvers"}  # other words for a family
 
 
 def show(what: str, words: Sequence[str], *, as_json: bool) -> None:
@@ -23,7 +25,7 @@ def show(what: str, words: Sequence[str], *, as_json: bool) -> None:
     if what in ("recipe", "recipes"):
         _recipe(words, as_json) if words else _recipes(as_json)
         return
-    family = _family(what)
+    family = _family(_ALIASES.get(what, what))
     if family is not None:
         plain, settings = split_words(words)
         if settings or len(plain) > 1:
@@ -33,7 +35,7 @@ def show(what: str, words: Sequence[str], *, as_json: bool) -> None:
     folder = find_model(what)
     if not folder.exists():
         regular = {f"{name}s" for name in families()} - {f"{name}s" for name in _PLURALS.values()}
-        known = [*_PLURALS, *regular, "recipes", "recipe"]
+        known = [*_PLURALS, *_ALIASES, *regular, "recipes", "recipe"]
         raise UserError(
             f"there is nothing to show by the name '{what}', no run or model either; {did_you_mean(what, known)}"
         )
@@ -48,12 +50,27 @@ def _family(what: str) -> str | None:
 def _members(family: str, known: dict[str, type[Registered]], as_json: bool) -> None:
     found = {name: _settings(cls) for name, cls in sorted(known.items())}
     if as_json:
-        say_json({name: {"about": _about(known[name]), "settings": settings} for name, settings in found.items()})
+        said = {name: {"about": _about(known[name]), **_numbers(known[name])} for name in found}
+        say_json({name: {**said[name], "settings": settings} for name, settings in found.items()})
         return
     for name, settings in found.items():
         say(f"{name}: {_about(known[name])}")
+        if numbers := _numbers(known[name]):
+            evaluations = f"{numbers['evaluations']} evaluation{'s' if numbers['evaluations'] != 1 else ''} a step"
+            noise = "draws noise" if numbers["stochastic"] else "deterministic"
+            say(f"    order {numbers['order']}, {evaluations}, {noise}")
         if settings:
             say(facts(settings, indent="    "))
+
+
+def _numbers(cls: type[Registered]) -> dict[str, Any]:
+    """What a solver with its default settings declares; nothing for other families, and where a setting must be given."""
+    if not issubclass(cls, Solver) or any(
+        default is inspect.Parameter.empty for _, default in parameters(cls).values()
+    ):
+        return {}
+    solver: Solver = cls()
+    return {"order": solver.order, "evaluations": solver.evaluations, "stochastic": solver.stochastic}
 
 
 def _settings(cls: type) -> dict[str, str]:
@@ -142,4 +159,6 @@ def _inline(settings: Any) -> str:
     if isinstance(settings, dict):
         inside = ", ".join(f"{k}={_inline(v)}" for k, v in settings.items() if k != "type")
         return f"{settings.get('type')}({inside})" if inside else str(settings.get("type"))
+    if isinstance(settings, list) and any(isinstance(part, list) for part in settings):
+        return " and ".join(f"{len(part)} numbers" for part in settings)
     return ",".join(map(str, settings)) if isinstance(settings, list) else str(settings)

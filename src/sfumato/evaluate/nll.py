@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -20,7 +19,7 @@ from sfumato.errors import UserError
 from sfumato.evaluate.bound import VariationalBound
 from sfumato.evaluate.likelihood import OdeLikelihood
 from sfumato.evaluate.scores import Score
-from sfumato.model import Model
+from sfumato.model import Model, resting
 from sfumato.pipeline import Pipeline
 
 OnBatch = Callable[[int, int], None]  # (items done, items in all)
@@ -111,7 +110,7 @@ def nll(
     chosen = _chosen(data, n, batch)
     discrete, dims = model.codec.values() is not None, math.prod(model.codec.shape)
     parts: list[tuple[Tensor, Tensor]] = []
-    with _resting(model):
+    with resting(model):
         for start in range(0, len(chosen), batch):
             fetched = data.fetch(chosen[start : start + batch])
             random = Draws(seed, start, len(fetched))
@@ -186,18 +185,3 @@ def _about_ode(method: OdeLikelihood, dims: int, discrete: bool) -> str:
 def _about_bound(method: VariationalBound) -> str:
     kind = "continuous time" if method.steps is None else f"a chain of {method.steps} steps"
     return f"the variational bound in {kind}, {method.times} noise levels an item"
-
-
-@contextmanager
-def _resting(model: Model) -> Iterator[None]:
-    """Evaluation mode and no gradients of weights; afterwards everything is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in learning:
-            parameter.requires_grad_(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from sfumato.core import Process
 from sfumato.errors import UserError
 from sfumato.samplers.base import Plan, Solver
-from sfumato.samplers.linear import Basis, Forms, LinearSolver
 from sfumato.samplers.expadams import ExpAdams
+from sfumato.samplers.linear import Basis, Forms, LinearSolver
 
 ANSWERS = 5  # how many answers, the last one included, a step may combine
 _SAME = 1e-9  # times that were written down and read again
@@ -25,15 +24,15 @@ class Tuned(Solver, name="tuned"):
     """x_s = a_k x + sum_j w_kj D_(k-j), with numbers of its own for every step of the walks that it was fitted to.
 
     times: the walks (each N + 1 times); numbers: for each of them N rows [a, w_0 ... w_4], one after the other.
-    otherwise: the solver for any other walk. A step whose weights are all 0 asks the network nothing.
+    otherwise: the solver of any other walk. A step whose weights are all 0 asks the network nothing.
     After Frankel et al., "S4S: Solving for a Diffusion Model Solver", 2025; every linear multistep method is such a table.
-    No order: it is right for its own steps and model. One evaluation a step.
+    No order: it is right for its own steps and model. One evaluation a step. The numbers serve batches that are on one of
+    the walks as a whole; where a row stands at another time, or is held still, all rows are walked by `otherwise`.
     """
 
     times: tuple[tuple[float, ...], ...] = ()
     numbers: tuple[tuple[float, ...], ...] = ()
     otherwise: Solver = field(default_factory=ExpAdams)
-    evaluations = 1
 
     def __post_init__(self) -> None:
         sizes = [(len(t) - 1) * (1 + ANSWERS) for t in self.times]
@@ -43,6 +42,11 @@ class Tuned(Solver, name="tuned"):
             )
 
     @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        """Network evaluations a step; of a walk that it was fitted to, 1."""
+        return self.otherwise.evaluations
+
+    @property
     def order(self) -> int:
         return self.otherwise.order
 
@@ -50,12 +54,16 @@ class Tuned(Solver, name="tuned"):
     def stochastic(self) -> bool:
         return self.otherwise.stochastic
 
+    def walk(self, steps: int) -> Tuned | None:
+        """This solver with its walk of `steps` evaluations alone; None if it was not fitted to that many."""
+        for times, numbers in zip(self.times, self.numbers):
+            if sum(any(numbers[i + 1 : i + 1 + ANSWERS]) for i in range(0, len(numbers), 1 + ANSWERS)) == steps:
+                return Tuned((times,), (numbers,), self.otherwise)
+        return None
+
     def intervals(self, process: Process, steps: int) -> int:
-        for numbers in self.numbers:
-            rows = [numbers[i + 1 : i + 1 + ANSWERS] for i in range(0, len(numbers), 1 + ANSWERS)]
-            if sum(any(row) for row in rows) == steps:
-                return len(rows)
-        return self.otherwise.intervals(process, steps)
+        found = self.walk(steps)
+        return self.otherwise.intervals(process, steps) if found is None else len(found.times[0]) - 1
 
     def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
         for known, numbers in zip(self.times, self.numbers):
@@ -68,7 +76,7 @@ class Tuned(Solver, name="tuned"):
 
 @final
 class TableSolver(LinearSolver):
-    """The linear multistep method of a table (N, 1 + ANSWERS); gradients reach the table."""
+    """The linear multistep method of a table (N, 1 + ANSWERS), whose rows are [a, w_0 ... w_4]."""
 
     evaluations = 1
     carried = ANSWERS - 1
@@ -91,14 +99,18 @@ class TableSolver(LinearSolver):
 
 
 def unrolled(solver: Solver, process: Process, times: Tensor) -> Tensor:
-    """The table (N, 1 + ANSWERS) of what a deterministic one-evaluation solver does on a walk (N + 1,).
+    """The tables (N, 1 + ANSWERS, *W) of what a deterministic one-evaluation solver does on walks (N + 1, *W).
 
-    Read off by walking with unit vectors for answers. Raises UserError if a step needs more than ANSWERS of them.
+    Read off by walking with unit vectors for answers. Raises UserError for a solver that draws noise, asks twice a step,
+    needs more than ANSWERS answers, or is not defined on these times.
     """
-    n = len(times) - 1
-    x = torch.zeros(1, n + 1, dtype=torch.float64)
-    x[0, 0] = 1
-    state, steps, _ = solver.plan(process, times[:, None], x)
+    if solver.stochastic:
+        raise UserError(f"solver={solver.kind} can't be tuned: it draws noise on the way; use exp-adams or dpmpp-2m")
+    n, flat = len(times) - 1, times.flatten(1) if times.ndim > 1 else times[:, None]
+    x = torch.zeros(flat.shape[1], n + 1, dtype=torch.float64)
+    x[:, 0] = 1
+    state, steps, _ = solver.plan(process, flat, x)
+    nothing = torch.zeros_like(x)
     asked: list[int] = []
     rows = []
     for k, step in enumerate(steps):
@@ -106,28 +118,37 @@ def unrolled(solver: Solver, process: Process, times: Tensor) -> Tensor:
         def f(x_t: Tensor, t: Tensor, k: int = k) -> Tensor:
             asked.append(k)
             answer = torch.zeros_like(x_t)
-            answer[0, 1 + k] = 1
+            answer[:, 1 + k] = 1
             return answer
 
-        new, state = step(f, x, state, lambda t, s: torch.zeros_like(x))
-        a = new[0, 0] / x[0, 0]
-        rest = (new - a * x)[0, 1:]
-        rows.append(
-            torch.cat([a[None], rest[max(0, k + 1 - ANSWERS) : k + 1].flip(0), rest.new_zeros(max(0, ANSWERS - k - 1))])
-        )
+        new, state = step(f, x, state, lambda t, s: nothing)
+        a = new[:, :1] / x[:, :1]
+        weights = (new - a * x)[:, 1 : k + 2].flip(1)
+        _check_row(weights[:, ANSWERS:], a, solver)
+        weights = torch.cat([weights[:, :ANSWERS], weights.new_zeros(len(x), max(0, ANSWERS - k - 1))], 1)
+        rows.append(torch.cat([a, weights], 1))
         x = new
     if asked != sorted(set(asked)):
-        raise UserError(f"solver={solver.kind} can't be tuned: it asks more than once a step; use unipc or dpmpp-2m")
-    return _fits(torch.stack(rows), solver)
+        raise UserError(
+            f"solver={solver.kind} can't be tuned: it asks more than once a step; use exp-adams or dpmpp-2m"
+        )
+    return torch.stack(rows).movedim(1, 2).reshape(n, 1 + ANSWERS, *times.shape[1:])
 
 
-def _fits(table: Tensor, solver: Solver) -> Tensor:
-    if not bool(torch.isfinite(table).all()):
-        raise UserError(f"solver={solver.kind} can't be tuned on these times; use unipc")
-    return table
+def _check_row(older: Tensor, a: Tensor, solver: Solver) -> None:
+    if not bool(torch.isfinite(a).all()):
+        raise UserError(f"solver={solver.kind} can't be tuned on these times; use exp-adams")
+    if bool((older.abs() > _SAME).any()):
+        raise UserError(
+            f"solver={solver.kind} can't be tuned: it combines more than {ANSWERS} answers; use fewer points"
+        )
 
 
 def rows_of(table: Tensor) -> tuple[float, ...]:
-    """A table as plain numbers."""
-    flat: Sequence[float] = table.detach().double().flatten().tolist()
-    return tuple(flat)
+    """A table as plain numbers, of 10 digits."""
+    return written(table.flatten())
+
+
+def written(values: Tensor) -> tuple[float, ...]:
+    """Numbers as they are kept in files: 10 digits."""
+    return tuple(float(f"{value:.10g}") for value in values.detach().double().tolist())

@@ -26,7 +26,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,10 +57,12 @@ class Task(Protocol):
 
 
 def ours(
-    task: Task, nfe: int, tunings: Mapping[int, Tuning] | None = None
+    task: Task, nfe: int, tunings: Mapping[int, Tuning] | None = None, only: Sequence[str] | None = None
 ) -> Iterator[tuple[str, str, str, int, Tensor]]:
     """(solver, grid, role, evaluations, x0) of each of our solvers at `nfe` evaluations, tuned ones where there are some."""
     for (solver_name, solver), (grid_name, grid) in _PAIRS:
+        if only and solver_name not in only:
+            continue
         # the last step, to t = 0, is one evaluation
         steps = solver.intervals(task.process, (nfe + solver.evaluations - 1) // solver.evaluations)
         counted = Counted(task)

@@ -1,7 +1,7 @@
 """Error against network evaluations on a trained network: ours and diffusers' schedulers against its own exact solution.
 
-    python -m benchmarks.solvers_network MODEL [--device cpu] [--n 64] [--seed 0] [--listed] [--prompt TEXT | --label NAME]
-                                         [--json] [--write NAME]
+    python -m benchmarks.solvers_network MODEL [--device cpu] [--n 64] [--seed 0] [--listed] [--tune N]
+                                         [--prompt TEXT | --label NAME] [--json] [--write NAME]
 
 MODEL is a model or run folder. The truth is the network's own probability-flow ODE from t = 1 to t = 1/1000 and one
 denoising there, 4,001 evaluations: 1,000 steps of Runge-Kutta 4 in the angle phi = atan(sigma / alpha), equal in
@@ -46,6 +46,7 @@ from benchmarks.solvers import NFE, Found, ours, show
 from sfumato.core import Cond, Denoiser, Process, lift
 from sfumato.errors import UserError
 from sfumato.pipeline import Pipeline
+from sfumato.tuning import Start, Tuning, tune
 
 LAST = 1e-3  # the time at which the truth, and the peer's grids, denoise
 RK4_STEPS = 1000
@@ -186,7 +187,20 @@ def peer_results(task: NetworkTask, listed: bool) -> list[tuple[AnyPeer | FlowPe
     return found
 
 
-def compare(task: NetworkTask, exact: Tensor, *, listed: bool) -> list[Found]:
+def fitted(pipeline: Pipeline, options: argparse.Namespace) -> dict[int, Tuning]:
+    """Walks fitted to the network from other starts than the ones measured, in its own type."""
+    process, model, batches = pipeline.model.denoiser.process, pipeline.model, []
+    for k in range(12):
+        task = load(pipeline, argparse.Namespace(**{**vars(options), "seed": 1000 + options.seed + k, "n": 32}))
+        scale = float(process.sigma(torch.ones((), dtype=torch.float64)))
+        batches.append(Start(task.denoiser, (task.start / scale).float()))
+    model.requires_grad_(False)
+    return {nfe: tune(batches[:8], batches[8:], nfe, iterations=options.tune) for nfe in (5, 8, 10)}
+
+
+def compare(
+    task: NetworkTask, exact: Tensor, tunings: dict[int, Tuning], *, listed: bool, only: Sequence[str] | None = None
+) -> list[Found]:
     """Rows of both libraries, with `error` = |x0 - exact| / |exact| over the whole batch."""
     rows: list[Found] = []
 
@@ -197,7 +211,7 @@ def compare(task: NetworkTask, exact: Tensor, *, listed: bool) -> list[Found]:
             rows.append({**row, "evaluations": evaluations, **more})
 
     for nfe in NFE:
-        for solver, grid, role, evaluations, x0 in ours(task, nfe):
+        for solver, grid, role, evaluations, x0 in ours(task, nfe, tunings, only):
             add("sfumato", nfe, solver, grid, evaluations, x0, role=role)
     for peer, nfe, x0, evaluations in peer_results(task, listed):
         named = (peer.solver, peer.grid) in LISTED
@@ -205,10 +219,9 @@ def compare(task: NetworkTask, exact: Tensor, *, listed: bool) -> list[Found]:
     return rows
 
 
-def load(options: argparse.Namespace) -> NetworkTask:
+def load(pipeline: Pipeline, options: argparse.Namespace) -> NetworkTask:
     """The model on its device, with the condition asked for and a start for each of n samples."""
     torch.backends.cudnn.allow_tf32 = False
-    pipeline = Pipeline.from_pretrained(options.model).to(options.device)
     model = pipeline.model
     cond = None
     if model.conditioner is not None and (options.prompt or options.label):
@@ -229,16 +242,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompt")
     parser.add_argument("--label")
+    parser.add_argument("--rk4", type=int, default=RK4_STEPS, help="steps of the truth, of four evaluations")
+    parser.add_argument("--only", nargs="+", help="of ours, only these solvers")
+    parser.add_argument("--tune", type=int, default=0, metavar="N", help="fit walks of 5, 8, 10 in N iterations too")
     parser.add_argument("--listed", action="store_true", help="only the peer's solvers of benchmarks.solvers' list")
     parser.add_argument("--json", action="store_true", help="print all rows as JSON")
     parser.add_argument("--write", metavar="NAME", help="keep the rows in benchmarks/results/NAME.json")
     options = parser.parse_args()
     try:
+        pipeline = Pipeline.from_pretrained(options.model).to(options.device)
+        pipeline.model.eval()
+        tunings = fitted(pipeline, options) if options.tune else {}
         with torch.no_grad():
-            task = load(options)
-            exact = truth(task)
-            change = float((truth(task, RK4_STEPS // 2) - exact).norm() / exact.norm())
-            rows = compare(task, exact, listed=options.listed)
+            task = load(pipeline, options)
+            exact = truth(task, options.rk4)
+            change = float((truth(task, options.rk4 // 2) - exact).norm() / exact.norm())
+            rows = compare(task, exact, tunings, listed=options.listed, only=options.only)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.json:

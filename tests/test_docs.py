@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfumato.registry import members
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -68,3 +70,11 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("family", ["solver", "grid"])
+def test_every_solver_and_grid_is_on_its_page(family: str) -> None:
+    page = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+    ours = {name for name, cls in members(family).items() if cls.__module__.startswith("sfumato.")}
+    listed = set(re.findall(r"^\| (?:`[a-z0-9-]+`, )*`([a-z0-9-]+)`", page, re.MULTILINE))
+    assert ours <= listed

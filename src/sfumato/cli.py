@@ -118,6 +118,25 @@ def evaluate(
     verb.evaluate(source, settings or [], device=device, as_json=json)
 
 
+@app.command("tune-sampler")
+def tune_sampler(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder")],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="nfe=8 [PROMPT]... [KEY=VALUE]...", help="settings, and prompts")
+    ] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Fit times and numbers of the sampler to a model, so that few steps come closer to many; kept with the model.
+
+    nfe=8 (or 5,8,10: network evaluations, steps= of `sample`) n=256 iterations=300 batch=32 many=100 guidance=2 seed=0.
+    What is asked for in the fit is drawn from the run's training data; prompts or data=PATH take its place.
+    """
+    from sfumato.commands import tune as verb
+
+    verb.tune(source, words or [], device=device, as_json=json)
+
+
 @data_app.command("preview")
 def data_preview(
     source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="a folder, a file, or a built-in set")],

@@ -54,7 +54,7 @@ class Start(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Tuning:
-    """What was found for n evaluations. before, after: relative L2 error to the model's own solution, on held-out starts."""
+    """What was found for n evaluations. before, after: `relative_error` to the model's own solution, on held-out starts."""
 
     evaluations: int
     times: tuple[float, ...]
@@ -79,7 +79,9 @@ class Tuning:
         known = self._beside(dict.fromkeys(old.times, ()) if isinstance(old, TunedGrid) else {})
         return TunedGrid(tuple(known), otherwise)
 
-    def _beside(self, known: Mapping[tuple[float, ...], tuple[float, ...]]) -> dict[tuple[float, ...], tuple[float, ...]]:
+    def _beside(
+        self, known: Mapping[tuple[float, ...], tuple[float, ...]]
+    ) -> dict[tuple[float, ...], tuple[float, ...]]:
         kept = {times: numbers for times, numbers in known.items() if len(times) != len(self.times)}
         return dict(sorted({**kept, self.times: self.numbers}.items(), key=lambda walk: len(walk[0])))
 
@@ -93,8 +95,8 @@ def solution(begin: Start, many: int = MANY) -> Tensor:
 
 
 def relative_error(y: Tensor, x: Tensor) -> float:
-    """|y - x| / |x| over a whole batch."""
-    return float((y - x).double().norm() / x.double().norm())
+    """|y - x| / |x| of every sample, on average. One that falls on another side of a decision counts as one."""
+    return float(((y - x).double().flatten(1).norm(dim=1) / x.double().flatten(1).norm(dim=1)).mean())
 
 
 def tune(
@@ -285,13 +287,12 @@ class _Walk:
     def hold(self) -> None:
         """Keep the interior times in order and in their range."""
         low, high = self.range
+        least = _LEAST_GAP * (len(self.times_) - 1)
         with torch.no_grad():
-            self.times_[1:].clamp_(min=math.log(_LEAST_GAP))
-            self.times_[0].clamp_(low, high)
-            gaps = self.times_[1:].exp()
-            room = high - float(self.times_[0])
-            if float(gaps.sum()) > room:
-                self.times_[1:] += math.log(room / float(gaps.sum()))
+            self.times_[0].clamp_(low, high - least)
+            more = (self.times_[1:].exp() - _LEAST_GAP).clamp(min=0)
+            room = high - least - self.times_[0]
+            self.times_[1:] = (_LEAST_GAP + more * (room / more.sum()).clamp(max=1).nan_to_num(1.0)).log()
 
     def lam(self) -> Tensor:
         """lambda at the interior times, (N - 1,)."""

@@ -35,6 +35,7 @@ from sfumato.samplers import (
     ReverseDiffusion,
     SASolver,
     Solver,
+    Tuned,
     UniPC,
     sample,
     start,
@@ -49,9 +50,9 @@ STOCHASTIC: list[Solver] = [
     DDIM(eta=1.0), DDIM(eta=0.5), Ancestral(), EulerAncestral(), DPMpp2M(eta=1.0), DPMpp3M(eta=0.5), SASolver(eta=0.3),
 ]  # fmt: skip
 
-# in test_stochastic, test_langevin, test_restart and test_adaptive, with the same checks on fewer processes or steps
+# in test_stochastic, test_langevin, test_restart, test_adaptive and test_tuned, on fewer processes or steps
 ELSEWHERE = {
-    Adaptive, AnnealedLangevin, EulerMaruyama, LearnedAncestral, PredictorCorrector, Restart, ReverseDiffusion,
+    Adaptive, AnnealedLangevin, EulerMaruyama, LearnedAncestral, PredictorCorrector, Restart, ReverseDiffusion, Tuned,
 }  # fmt: skip
 
 

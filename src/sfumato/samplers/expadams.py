@@ -26,13 +26,14 @@ from sfumato.samplers.dpmpp import Exponential, exponential_step
 from sfumato.samplers.linear import Basis, Forms, LinearSolver
 from sfumato.samplers.multistep import choose, former, half_logsnr, usable, weighted
 
-_NODES = 32  # of Gauss-Legendre quadrature: the polynomials are smooth in y
+_GAUSS = np.polynomial.legendre.leggauss(32)  # nodes and weights on [-1, 1]: the polynomials are smooth in y
+_FEW_POINTS, _MANY_POINTS, _MANY_STEPS = 2, 3, 12
 FREE_BELOW = -2.5  # log(alpha / sigma) below which a first answer is not worth asking for
 
 
 def level_weights(step: Exponential, lam_s: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
     """Weights of the answers at levels `points` in the step: step.on_data times the means of their Lagrange polynomials."""
-    nodes, shares = (torch.from_numpy(v).reshape(-1, *[1] * lam_s.ndim) / 2 for v in np.polynomial.legendre.leggauss(_NODES))
+    nodes, shares = (torch.from_numpy(v).reshape(-1, *[1] * lam_s.ndim) / 2 for v in _GAUSS)
     first = torch.exp(-step.h)
     y = first + (1 - first) * (nodes + 0.5)
     u = torch.sigmoid(-(lam_s + y.log()))
@@ -62,26 +63,28 @@ def free_first(process: Process, times: Tensor, wanted: bool) -> Tensor:
 class ExpAdams(LinearSolver, name="exp-adams"):
     """Predictor-corrector in data prediction with polynomials in u = sigma / (alpha + sigma): the default.
 
-    points: answers of the predictor (1 to 4); the corrector goes through one more, the new one, and costs nothing.
+    points: answers of the predictor (1 to 4); the corrector goes through one more, the new one, and costs nothing. None:
+    2 in walks of fewer than 12 steps and 3 from there on. Long steps extrapolate far, and a trained network, unlike a
+    formula, is not smooth enough for a third point there (docs/solvers.md).
     free_start: the first step, from nearly pure noise, asks nothing (see `free_first`), so n evaluations make n + 1
     steps. The idea is GENIE's (Dockhorn et al., 2022: "analytical first step"); correcting it afterwards is not.
     Exponential integrators: Lu et al. 2022; a corrector without evaluations: Zhao et al., "UniPC", 2023.
-    Order `points` + 1 once started (measured); started at order 1, and the last step to t = 0 is E[x0 | x_t].
+    Order `points` + 1 once started (measured; 4 with None); started at order 1, and the last step to t = 0 is E[x0 | x_t].
     One evaluation a step. Finite from alpha = 0 on, where it keeps its order.
     """
 
-    points: int = 3
+    points: int | None = None
     free_start: bool = True
     evaluations = 1
     carried = 5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.points <= 4:
+        if self.points is not None and not 1 <= self.points <= 4:
             raise UserError(f"exp-adams needs points between 1 and 4, not {self.points}")
 
     @property
     def order(self) -> int:
-        return self.points + 1
+        return 1 + (_MANY_POINTS if self.points is None else self.points)
 
     def intervals(self, process: Process, steps: int) -> int:
         first = half_logsnr(process, torch.ones((), dtype=torch.float64))
@@ -89,15 +92,16 @@ class ExpAdams(LinearSolver, name="exp-adams"):
 
     def forms(self, process: Process, times: Tensor, basis: Basis) -> Forms:
         t, s = times[:-1], times[1:]
+        points = self.points or (_FEW_POINTS if len(t) < _MANY_STEPS else _MANY_POINTS)
         lam_s, levels = half_logsnr(process, s), process.level(times)
         free = free_first(process, times, self.free_start)
         answered = torch.where(torch.cat([free, free[-1:] & False]), torch.nan, levels)  # no answer there to go through
-        known = former(answered, self.points - 1)
+        known = former(answered, points - 1)
         step = exponential_step(process, t, s, 0.0)
         count, inner = usable([-u for u in known]), torch.isfinite(lam_s)
-        predict = [[step.on_data]] + [level_weights(step, lam_s, known[:p]) for p in range(2, self.points + 1)]
+        predict = [[step.on_data]] + [level_weights(step, lam_s, known[:p]) for p in range(2, points + 1)]
         weights = choose(torch.where(inner, count, 1), predict)
-        correct = [level_weights(step, lam_s, [levels[1:], *known[:p]]) for p in range(1, self.points + 1)]
+        correct = [level_weights(step, lam_s, [levels[1:], *known[:p]]) for p in range(1, points + 1)]
         after = choose(torch.where(inner & (s < t), count, 0), correct)
         after = [torch.where(free, step.on_data if i == 0 else 0.0, w) for i, w in enumerate(after)]
         # the corrector of step k - 1 is made in step k, when the answer at its end is there

@@ -39,13 +39,14 @@ from sfumato.core import (
     largest_distance,
 )
 from sfumato.data import Data, Digits
+from sfumato.data import open_data as find_data
 from sfumato.evaluate import Judge, frechet, kid
 from sfumato.pipeline import Pipeline, Sampling
 from sfumato.recipes import Recipe, trainer
 from sfumato.recipes.image import batch_for, network_for
 from sfumato.recipes.judges import judge_of
 from sfumato.samplers import DDIM, AnnealedLangevin, DPMpp2M, PredictorCorrector, Solver, langevin_step
-from sfumato.spec import Spec, parse
+from sfumato.spec import Spec
 from sfumato.train import Training
 
 SIGMA_MIN = 0.01  # of white data, and the last level that is denoised
@@ -65,7 +66,7 @@ class Way:
 
 def open_data(name: str) -> Spec[Data]:
     """`digits`, or a file or folder as the recipe `image` takes it."""
-    return Spec(Digits) if name == "digits" else parse(Data, name, path="data")
+    return Spec(Digits) if name == "digits" else find_data(name)
 
 
 def levels_of(data: Data) -> tuple[float, int]:
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2 if torch.cuda.is_available() else 1)
     parser.add_argument("--repeats", type=int, default=5, help="Langevin steps a level")
     parser.add_argument("--steps", type=int, default=250, help="of the predictor-corrector")
+    parser.add_argument("--epochs", type=int, default=30, help="of the judge's training")
     parser.add_argument("--batch", type=int, default=256, help="samples at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
@@ -237,6 +239,7 @@ def main() -> None:
         blocks=options.blocks,
         repeats=options.repeats,
         steps=options.steps,
+        epochs=options.epochs,
         batch=options.batch,
         device=options.device,
     )

@@ -228,7 +228,7 @@ def test_sample_writes_pictures_that_say_what_they_are(here: Path, do) -> None: 
             picture.size == (8, 8) and picture.text["prompt"] == "a handwritten seven" and picture.text["seed"] == "6"
         )
         settings = json.loads(picture.text["settings"])
-    assert settings["guidance_scale"] == 2.0 and settings["steps"] == 2 and settings["solver"]["type"] == "dpmpp-2m"
+    assert settings["guidance_scale"] == 2.0 and settings["steps"] == 2 and settings["solver"]["type"] == "exp-adams"
     from sfumato import Pipeline
 
     again = Pipeline.from_pretrained("runs/digits")("a handwritten seven", seed=6, guidance_scale=2).media[0, 0]

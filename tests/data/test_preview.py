@@ -32,7 +32,7 @@ def test_the_summary_counts(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(40, dtype=np.float32).reshape(10, 4), y=np.array([0, 1] * 5))
     said = summary(Arrays(path=str(tmp_path / "a.npz")))
     assert said.splitlines() == [
-        "10 items of 1 x 4 (float32 arrays)",
+        "10 items of 4 (float32 arrays)",
         "split: 9 to train on, 1 held out",
         "values: 0 to 39, mean 19.5, deviation 11.69 (of 10 items)",
         "2 classes: 0 5, 1 5",

@@ -79,7 +79,7 @@ def test_a_pipeline_reads_the_worse_model_and_asks_it_in_its_own_words(tmp_path:
     pipeline, worse = tiny_pipeline(info=FIELD), other()
     folder = worse.save_pretrained(tmp_path / "small")
     guidance = Autoguidance(str(folder), 2.5)
-    made = pipeline(["seven", "an 8"], seed=3, guidance=guidance, solver="ddim")
+    made = pipeline(["seven", "an 8"], seed=3, guidance=guidance, solver="ddim", grid="uniform")
     good, bad = pipeline.model, worse.model
     words = {"caption": ["seven", "an 8"]}
 

@@ -27,8 +27,8 @@ from sfumato.samplers import (
 from sfumato.samplers.base import Asked
 
 SOLVERS: list[Solver] = [
-    DDIM(), DDIM(eta=1.0), Ancestral(), DPMpp2M(), DPMpp3M(eta=1.0), UniPC(), ExpAdams(), SASolver(), Heun(), Heun(churn=20.0),
-    RK4(), Adams(), PredictorCorrector(),
+    DDIM(), DDIM(eta=1.0), Ancestral(), DPMpp2M(), DPMpp3M(eta=1.0), UniPC(), ExpAdams(), SASolver(), Heun(),
+    Heun(churn=20.0), RK4(), Adams(), PredictorCorrector(),
 ]  # fmt: skip
 
 

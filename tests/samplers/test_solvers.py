@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.core import VE, VP, Cond, Cosine, DiscreteVP, Flow, KarrasGrid, Process, SampleNoise, UniformGrid, lift
+from sfumato.core import VE, VP, Cond, Flow, KarrasGrid, Process, SampleNoise, UniformGrid, lift
 from sfumato.errors import UserError
 from sfumato.registry import members
 from sfumato.samplers import (

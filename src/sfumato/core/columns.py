@@ -19,7 +19,8 @@ def by_column(times: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     flat = times.flatten(1)
     if flat.shape[1] == 1 or bool((flat == flat[:, :1]).all()):
         made = f(flat[:, :1])
-        return made.expand(*made.shape[:-1], flat.shape[1]).unflatten(-1, times.shape[1:])
+        return made.expand(*made.shape[:-1], flat.shape[1]).reshape(*made.shape[:-1], *times.shape[1:])
     columns, which = torch.unique(flat, dim=1, return_inverse=True)
     parts = columns.split(1, 1) if columns.shape[1] <= _APART else [columns]
-    return torch.cat([f(part) for part in parts], -1)[..., which].unflatten(-1, times.shape[1:])
+    joined = torch.cat([f(part) for part in parts], -1)[..., which]
+    return joined.reshape(*joined.shape[:-1], *times.shape[1:])

@@ -100,7 +100,7 @@ class NetDenoiser(nn.Module):
 
         def denoise(x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
             if id(t) not in rows:
-                return self(x_t, t, cond)
+                return self.forward(x_t, t, cond)
             c_in, c_skip, c_out, c_noise = rows[id(t)][1].unbind(0)
             out = self._asked(x_t, c_in.view(shape), c_noise, cond)
             mean = out.chunk(2, 1)[0] if self.learned_variance else out

@@ -32,8 +32,8 @@ from sfumato.samplers.unipc import DEIS, SASolver, UniPC
 
 __all__ = [
     "DDIM", "DEIS", "DPM2", "IPNDM", "RK4", "Adams", "Adaptive", "Ancestral", "AnnealedLangevin", "Basis",
-    "BrownianNoise", "DPMpp2M", "DPMpp2S", "DPMpp3M", "Denoise", "Euler", "EulerAncestral", "EulerMaruyama", "ExpAdams", "Forms",
-    "Heun", "LearnedAncestral", "LinearSolver", "Noise", "NoiseSource", "OnStep", "PredictorCorrector", "Restart",
-    "ReverseDiffusion", "SASolver", "Solver", "State", "Step", "StepSolver", "Tuned", "UniPC", "invert", "langevin_step",
-    "sample", "simulate", "solve", "start",
+    "BrownianNoise", "DPMpp2M", "DPMpp2S", "DPMpp3M", "Denoise", "Euler", "EulerAncestral", "EulerMaruyama",
+    "ExpAdams", "Forms", "Heun", "LearnedAncestral", "LinearSolver", "Noise", "NoiseSource", "OnStep", "Plan",
+    "PredictorCorrector", "Restart", "ReverseDiffusion", "SASolver", "Solver", "State", "Step", "StepSolver", "Tuned",
+    "UniPC", "invert", "langevin_step", "sample", "simulate", "solve", "start",
 ]  # fmt: skip

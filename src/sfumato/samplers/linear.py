@@ -95,7 +95,8 @@ class LinearSolver(Solver):
             return torch.cat([table.flatten(1, 2), asked], 1)
 
         made = by_column(times, both)
-        table = made[:, : -self.evaluations].unflatten(1, (-1, 1 + self.carried + self.noises + self.evaluations))
+        width = 1 + self.carried + self.noises + self.evaluations
+        table = made[:, : -self.evaluations].reshape(len(made), -1, width, *times.shape[1:])
         asked = made[:, -self.evaluations :]
         steps = compile_table(table, asked, list(pairwise(times)), x, carried=self.carried, noises=self.noises)
         times_asked = [question[0] for step in steps for question in step.ask if question is not None]
@@ -147,9 +148,7 @@ class LinearStep:
     span: tuple[Tensor, Tensor]
 
     def __call__(self, f: Denoise, x: Tensor, state: State, noise: Noise) -> tuple[Tensor, State]:
-        tensors = [x, *state]
-        for needed in self.drawn:
-            tensors.append(noise(*self.span) if needed else x)
+        tensors = [x, *state, *(noise(*self.span) if needed else x for needed in self.drawn)]
         for question in self.ask:
             if question is None:
                 tensors.append(x)

@@ -8,6 +8,7 @@ own times: one that has been held still, or has begun at alpha = 0 where lambda 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def usable(points: Sequence[Tensor]) -> Tensor:
     """How many of the points [v_k, v_(k-1), ...] can be used, the first included. (N, *P) int64, at least 1."""
     count = torch.ones_like(points[0], dtype=torch.int64)
     good = torch.isfinite(points[0])
-    for later, earlier in zip(points, points[1:]):
+    for later, earlier in pairwise(points):
         good = good & torch.isfinite(earlier) & (earlier < later)
         count = count + good
     return count

@@ -350,7 +350,7 @@ def test_the_table_and_the_next_command(do: Any) -> None:
     code, out, _ = do("sample", "digits", "a handwritten seven", "steps=3", "n=1", "--json")
     assert code == 0 and json.loads(out)["settings"]["solver"]["type"] == "tuned"
     code, out, _ = do("sample", "digits", "a handwritten seven", "steps=4", "n=1", "--json", "-o", "others")
-    assert code == 0 and json.loads(out)["settings"]["solver"]["type"] == "exp-adams"
+    assert code == 0 and json.loads(out)["settings"]["solver"]["type"] == "dpmpp-2m"
     code, out, _ = do("show", "digits")
     assert code == 0 and "tuned(times=5 numbers, numbers=24 numbers" in out
 

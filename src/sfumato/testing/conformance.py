@@ -74,7 +74,7 @@ def _exact(process: Process, interval: float) -> tuple[MixtureDenoiser, Tensor, 
 
 
 def measured_order(
-    solver: Solver, process: Process, *, steps: int = 128, interval: float = 4.0, graded: bool = True
+    solver: Solver, process: Process, *, steps: int = 64, interval: float = 2.0, graded: bool = True
 ) -> float:
     """Slope of log2(error) between `steps` and twice as many, on an exact mixture, for log-SNR in +-`interval`.
 

@@ -51,8 +51,12 @@ class NoiseSource(Protocol):
 class Solver(Registered, ABC, family="solver"):
     """How a step from t to s < t is made. Hyper-parameters only."""
 
-    evaluations: ClassVar[int]  # network evaluations a step
     fewest: ClassVar[int] = 1  # steps without which it can't work
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Network evaluations a step."""
 
     @property
     @abstractmethod

@@ -59,7 +59,7 @@ class PredictorCorrector(Solver, name="pc"):
         return self.predictor.order
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Network evaluations a step."""
         return self.predictor.evaluations + self.corrector_steps
 

@@ -74,7 +74,7 @@ class AnnealedLangevin(Solver, name="annealed-langevin"):
         return 1
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Network evaluations a level."""
         return self.repeats
 

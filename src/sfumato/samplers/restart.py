@@ -60,7 +60,7 @@ class Restart(Solver, name="restart"):
         return self.solver.order
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Network evaluations of a step outside the restarts."""
         return self.solver.evaluations
 

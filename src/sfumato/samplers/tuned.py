@@ -42,7 +42,7 @@ class Tuned(Solver, name="tuned"):
             )
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
+    def evaluations(self) -> int:
         """Network evaluations a step; of a walk that it was fitted to, 1."""
         return self.otherwise.evaluations
 

@@ -102,17 +102,32 @@ def sample(
 
 @app.command("eval")
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder with data=")],
+    source: Annotated[
+        str | None, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder with data=", show_default=False)
+    ] = None,
     settings: Words = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="REPORT REPORT", help="Two reports or runs side by side, if they are alike."),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Score a model on the held-out part of its data, and keep the scores in the run's eval.json.
 
-    metrics=held_out,nll,bound,class_scores n=512 seed=0 batch=64 dtype=bf16 data=PATH, and the settings of each metric:
-    draws=4 divergence=exact probes=2 evaluations=100 (nll), times=64 bound.steps=1000 (bound), each=100 guidance=2
-    (class_scores).
+    metrics=held_out,nll,bound,features,class_scores n=512 seed=0 batch=64 dtype=bf16 data=PATH judge=FOLDER, and the settings
+    of each metric: draws=4 divergence=exact probes=2 evaluations=100 (nll), times=64 bound.steps=1000 (bound), samples=10000
+    extractor=FOLDER|inception:FILE|dinov2:FOLDER|clip:FOLDER guidance=2 steps=20 (features), each=100 (class_scores).
     """
+    if compare is not None:
+        if source is not None:
+            raise UserError(f"--compare takes two reports and nothing else, not {source} too; leave it out")
+        from sfumato.commands import compare as other
+
+        other.compare(*compare, as_json=json)
+        return
+    if source is None:
+        raise UserError("`sfumato eval` needs a run or a model folder, or --compare with two reports")
     from sfumato.commands import eval as verb
 
     verb.evaluate(source, settings or [], device=device, as_json=json)

@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import media, modelfolder
-from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, SampleNoise, TunedGrid
+from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, NetDenoiser, SampleNoise, TunedGrid
 from sfumato.errors import SfumatoError, UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
+from sfumato.nn.captured import Captured
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
 from sfumato.samplers import ExpAdams, Solver, Tuned, sample, start
@@ -98,11 +99,15 @@ class Pipeline:
         sampling: Sampling | None = None,
         *,
         trained: Mapping[str, Any] | None = None,
+        compile: bool = False,
     ) -> None:
+        """compile: on a GPU, also compile the blocks of networks that gain from it, up to a minute at the first call."""
         self.model = model
         self.spec = spec
         self.sampling = Sampling() if sampling is None else sampling
         self.trained = dict(trained or {})
+        self.compile = compile
+        self._captured: NetDenoiser | None = None
         self._others: dict[str, Model] = {}  # models that guidance compares with, by path
 
     @classmethod
@@ -127,6 +132,7 @@ class Pipeline:
         self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | str | None = None
     ) -> Self:
         """Move the model; `dtype` (bf16, fp16, fp32) casts network and conditioner, solver and codec stay in float32."""
+        self._captured = None  # what is recorded of the network is of where and what it was
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if dtype is not None:
@@ -291,7 +297,7 @@ class Pipeline:
         times: the sampling grid, for a guidance that depends on it. The mode of the model and gradients are the caller's.
         """
         request, model, conditioner = plan.request, self.model, self.model.conditioner
-        denoiser: Denoiser = model.denoiser
+        denoiser: Denoiser = self._recorded() if model.device.type == "cuda" else model.denoiser
         cond = null = None if conditioner is None else conditioner.null(len(request.seeds))
         if request.columns:  # without: guidance_scale = 0, or nothing to ask by
             cond = model.condition(request.columns)
@@ -304,6 +310,16 @@ class Pipeline:
         if plan.threshold is not None:
             denoiser = plan.threshold.wrap(denoiser, model.codec.bounds())
         return denoiser, cond
+
+    def _recorded(self) -> NetDenoiser:
+        """The denoiser with its network replayed from CUDA graphs."""
+        if self._captured is None:
+            ours = self.model.denoiser
+            network = Captured(ours.network, compiled=self.compile)
+            self._captured = NetDenoiser(
+                network, ours.process, ours.parameterization, learned_variance=ours.learned_variance
+            ).eval()
+        return self._captured
 
     def _other(self, path: str, request: Request) -> Denoiser:
         """The denoiser of another model of the same data, asked what this one is asked, in its own words."""

@@ -32,6 +32,8 @@ _HOMES: dict[str, str] = {
     "data": "sfumato.data",
     "sampling": "sfumato.pipeline",
     "training": "sfumato.train",
+    "optimizer": "sfumato.train",
+    "judge": "sfumato.evaluate",
     "recipe": "sfumato.recipes",
 }
 

@@ -7,6 +7,7 @@ import torch
 
 from sfumato.errors import UserError
 from sfumato.evaluate import Moments, frechet, frechet_distance
+from sfumato.evaluate.frechet import linear_deviation
 
 D = torch.float64
 
@@ -90,6 +91,47 @@ def test_interval_is_repeatable_holds_the_estimate_and_narrows() -> None:
     assert many.interval[0] < 3.0 < many.interval[1]  # the truth: |(1, 1, 1)|^2
     widths = [b - a for a, b in (few.interval, many.interval)]
     assert widths[1] < 0.4 * widths[0]  # about sqrt(1/20)
+
+
+def test_linear_deviation_in_one_dimension() -> None:
+    """The distance is (a - b)^2 + (s - r)^2, with derivatives 2 (a - b) by the mean a and 1 - r/s by the variance s^2."""
+    g = torch.Generator().manual_seed(4)
+    x, y = torch.randn(300, 1, generator=g, dtype=D), 1.5 * torch.randn(200, 1, generator=g, dtype=D) + 1
+    a, b, s, r = x.mean(), y.mean(), x.std(), y.std()
+    f = 2 * (a - b) * (x - a) + (1 - r / s) * (x - a) ** 2
+    h = 2 * (b - a) * (y - b) + (1 - s / r) * (y - b) ** 2
+    value, deviation = linear_deviation(x, y, Moments.of(x), Moments.of(y))
+    assert value == pytest.approx(float((a - b) ** 2 + (s - r) ** 2), rel=1e-12)
+    assert deviation == pytest.approx(float((f.var() / 300 + h.var() / 200).sqrt()), rel=1e-9)
+
+
+def test_linear_deviation_is_that_of_the_bootstrap() -> None:
+    g = torch.Generator().manual_seed(5)
+    turn = torch.eye(6, dtype=D) + 0.3 * torch.randn(6, 6, generator=g, dtype=D)
+    x, y = torch.randn(1500, 6, generator=g, dtype=D), torch.randn(1000, 6, generator=g, dtype=D) @ turn + 0.3
+    drawn = frechet(x, y, resamples=400)
+    value, deviation = linear_deviation(x, y, Moments.of(x), Moments.of(y))
+    assert value == pytest.approx(drawn.value, rel=1e-10)
+    assert 1.96 * deviation == pytest.approx(drawn.interval[1] - drawn.value, rel=0.12)  # 400 resamples: 3.5% and bias
+
+
+def test_linear_deviation_without_spread_in_some_directions() -> None:
+    """A feature that never changes adds nothing, to the value or to the deviation."""
+    g = torch.Generator().manual_seed(6)
+    x, y = torch.randn(200, 3, generator=g, dtype=D), torch.randn(300, 3, generator=g, dtype=D) + 1
+    flat_x, flat_y = (torch.cat([rows, torch.full((len(rows), 2), 7.0, dtype=D)], 1) for rows in (x, y))
+    plain = linear_deviation(x, y, Moments.of(x), Moments.of(y))
+    wider = linear_deviation(flat_x, flat_y, Moments.of(flat_x), Moments.of(flat_y))
+    assert wider == pytest.approx(plain, rel=1e-9)
+
+
+def test_many_features_are_not_resampled() -> None:
+    g = torch.Generator().manual_seed(7)
+    few, many = (torch.randn(2, 40, d, generator=g, dtype=D) for d in (256, 257))
+    assert frechet(*few).method == "bootstrap, 50 resamples"
+    made = frechet(*many)
+    assert made.method == "delta method" and made.interval[0] < made.value < made.interval[1]
+    assert frechet(*many, resamples=0).interval == (pytest.approx(made.value),) * 2
 
 
 @pytest.mark.parametrize(

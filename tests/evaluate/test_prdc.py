@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato.errors import UserError
-from sfumato.evaluate import PRDC, prdc
+from sfumato.evaluate import PRDC, prdc, prdc_intervals
 
 
 def line(*points: float) -> torch.Tensor:
@@ -98,3 +98,30 @@ def test_expected_values_for_one_distribution() -> None:
 def test_too_few_items_are_refused() -> None:
     with pytest.raises(UserError, match="k = 5 nearest neighbours can't be had from 4 others"):
         prdc(torch.zeros(5, 2), torch.zeros(9, 2), k=5)
+
+
+def test_intervals_hold_the_expected_scores() -> None:
+    """Two Gaussians that differ: at least 90% of 60 intervals hold the mean score, none much wider than it must be."""
+    g = torch.Generator().manual_seed(5)
+    scores, intervals = [], []
+    for _ in range(60):
+        x, y = torch.randn(150, 4, generator=g), 0.8 * torch.randn(150, 4, generator=g) + 0.3
+        scores.append(vars(prdc(x, y, 3)))
+        intervals.append(prdc_intervals(x, y, 3))
+    for name in ("precision", "recall", "density", "coverage"):
+        values = torch.tensor([s[name] for s in scores])
+        ends = torch.tensor([i[name] for i in intervals])
+        held = (ends[:, 0] <= values.mean()) & (values.mean() <= ends[:, 1])
+        assert held.float().mean() >= 0.9, name
+        assert (ends[:, 1] - ends[:, 0]).mean() < 2.5 * 2 * 1.96 * values.std(), name
+
+
+def test_intervals_at_the_ends_are_wilsons_and_repeatable() -> None:
+    from sfumato.evaluate import wilson
+
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    same, far = prdc_intervals(x, x, k=4), prdc_intervals(x, x + 1000, k=4)
+    assert same == prdc_intervals(x, x, k=4, found=prdc(x, x, 4))
+    for name in ("precision", "recall", "coverage"):
+        assert same[name] == pytest.approx(wilson(40, 40)) and far[name] == pytest.approx(wilson(0, 40))
+    assert far["density"] == (0.0, 0.0)

@@ -95,9 +95,10 @@ class Plain:
         )
         emb = self.linear("embed.second", F.silu(self.linear("embed.first", emb)))
         emb = F.silu(emb + self.linear("embed.vector", vector))
+        modulation = self.linear("modulation", emb)
         for i in range(self.depth):
             name = f"layers.{i}"
-            b1, s1, g1, b2, s2, g2 = self.linear(name + ".modulation", emb).chunk(6)
+            b1, s1, g1, b2, s2, g2 = modulation[6 * width * i : 6 * width * (i + 1)].chunk(6)
             q, k, v = self.linear(name + ".attention.qkv", self.norm(h) * (1 + s1) + b1).chunk(3, -1)
             h = h + g1 * self.mix(name + ".attention", q, k, v, places)
             q = self.linear(name + ".cross.q", self.norm(h, name + ".cross_norm"))
@@ -107,7 +108,7 @@ class Plain:
             inner = self.linear(name + ".mlp_in", self.norm(h) * (1 + s2) + b2)
             inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
             h = h + g2 * self.linear(name + ".mlp_out", inner)
-        shift, scale = self.linear("modulation", emb).chunk(2)
+        shift, scale = modulation[6 * width * self.depth :].chunk(2)
         out = self.linear("head", self.norm(h) * (1 + scale) + shift)
         canvas = torch.zeros(channels, *whole.shape[1:], dtype=x.dtype)
         for row, box in zip(out, boxes):

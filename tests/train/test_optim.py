@@ -12,7 +12,7 @@ from sfumato.core import Draws
 from sfumato.data import Loader
 from sfumato.errors import UserError
 from sfumato.train import Training
-from sfumato.train.optim import Optimizer, decays
+from sfumato.train.optim import AdamW, decays
 from tests.train.tiny import TinyData, make_task, make_trainer
 
 
@@ -34,7 +34,7 @@ def test_it_is_torchs_fused_adamw_bit_for_bit(clip: float) -> None:
     ours[0].to(memory_format=torch.channels_last)
     theirs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Linear(5, 7), nn.Embedding(4, 6))
     theirs.load_state_dict(ours.state_dict())
-    optimizer = Optimizer(ours, Training(samples=1, clip=clip, weight_decay=0.1, betas=(0.9, 0.99)))
+    optimizer = AdamW(ours, Training(samples=1, clip=clip, weight_decay=0.1, betas=(0.9, 0.99)))
     weights = [theirs[0].weight, theirs[2].weight]
     others = [p for p in theirs.parameters() if all(p is not w for w in weights)]
     groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -84,7 +84,7 @@ def test_the_loop_is_adamw_with_clipping_written_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     model = nn.Linear(3, 3)
-    optimizer = Optimizer(model, Training(samples=1))
+    optimizer = AdamW(model, Training(samples=1))
     loss = gradients(model, 0)
     optimizer.step(1e-2, loss)
     before = flat(model), {k: v.clone() for k, v in optimizer.state().items()}
@@ -123,4 +123,4 @@ def test_what_decays() -> None:
 
 def test_a_model_without_parameters_to_train_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to train"):
-        Optimizer(make_task().requires_grad_(False), Training(samples=1))
+        AdamW(make_task().requires_grad_(False), Training(samples=1))

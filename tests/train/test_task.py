@@ -15,7 +15,7 @@ from sfumato.conditioners import Conditioner
 from sfumato.core import Batch, Cond, CondShape, DataInfo, DenoisingLoss, Draws, Flow, NetDenoiser, Network, Velocity
 from sfumato.errors import UserError
 from sfumato.model import Model
-from sfumato.train import DiffusionTask, Training, estimate
+from sfumato.train import DiffusionTask, Memory, Training, estimate
 from tests.train.tiny import TinyData, make_task, make_trainer
 
 INFO = DataInfo((1, 2), "array", labels=("a", "b"))
@@ -124,13 +124,15 @@ def test_an_estimate_counts_what_is_there() -> None:
 
 
 def test_activations_grow_with_the_batch_and_not_with_accumulation() -> None:
-    def memory(**settings: Any) -> int:
-        return estimate(make_task(width=64), TinyData(), Training(samples=10**6, **settings), device="cpu").memory_bytes
+    def memory(**settings: Any) -> Memory:
+        found = estimate(make_task(width=64), TinyData(), Training(samples=10**6, **settings), device="cpu").memory
+        assert found is not None
+        return found
 
     small, big, split = memory(batch=64), memory(batch=256), memory(batch=256, accumulate=4)
-    weights = 4 * sum(p.numel() for p in make_task(width=64).parameters()) * 5
-    assert (big - weights) == pytest.approx(4 * (small - weights), rel=0.05)
-    assert split == pytest.approx(small, rel=0.01)
+    assert big.activations == pytest.approx(4 * small.activations, rel=0.02)
+    assert split.activations == small.activations
+    assert split.total - small.total == split.gradients  # those of the parts are added to what is there
 
 
 def test_of_a_budget_of_minutes_it_tells_the_samples() -> None:

@@ -21,7 +21,6 @@ from sfumato.errors import SfumatoError
 from sfumato.evaluate.heldout import held_out_loss
 from sfumato.testing import MixtureDenoiser
 from sfumato.train import DiffusionTask, Hook, Moment, Run, Task, progress, read_metrics
-from sfumato.train.optim import Optimizer
 from sfumato.train.progress import Terminal, duration
 from sfumato.train.trainer import _crossed
 from tests.train.tiny import TinyData, make_task, make_trainer
@@ -127,7 +126,7 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, how: str) -> None
     trainer.fit()
     # The same optimizer on the same batches, those three not there.
     reference = make_task()
-    optimizer = Optimizer(reference, trainer.settings)
+    optimizer = trainer.settings.optimizer.build(reference, trainer.settings)
     with Loader(TinyData().split("train"), 16, 0) as loader:
         for step in range(20):
             numbers, batch = next(loader)

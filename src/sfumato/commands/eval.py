@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +16,22 @@ from sfumato.commands.say import columns, duration, say, say_json
 from sfumato.commands.words import RUNS, check_keys, find_model, only_settings, whole_number
 from sfumato.data import Data, open_data
 from sfumato.errors import UserError, did_you_mean
-from sfumato.evaluate import Judge, OdeLikelihood, Score, VariationalBound, class_scores, held_out_loss, nll
+from sfumato.evaluate import (
+    Extractor,
+    Judge,
+    JudgeExtractor,
+    OdeLikelihood,
+    Score,
+    VariationalBound,
+    class_scores,
+    draw,
+    feature_scores,
+    held_out_loss,
+    nll,
+    open_extractor,
+)
+from sfumato.evaluate.features import REAL, SAMPLES, OnWork
+from sfumato.evaluate.scores import NEIGHBOURS
 from sfumato.modelfolder import find_folder
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe
@@ -29,9 +45,11 @@ RESULT = "eval.json"
 DEFAULT = "held_out,nll"
 OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", "coverage_features", "fd")
 _GROUP = "class_scores"  # all of them
-_METRICS = ("held_out", "nll", "bound", _GROUP, *OF_SAMPLES)
-_KEYS = ("metrics", "n", "seed", "batch", "dtype", "data")
+_FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
+_METRICS = ("held_out", "nll", "bound", _FEATURES, _GROUP, *OF_SAMPLES)
+_KEYS = ("metrics", "n", "seed", "batch", "dtype", "data", "judge")
 _ITEMS = 512  # by default, where there are as many
+_DRAWN = 250  # samples at a time, by default
 
 
 @final
@@ -52,32 +70,71 @@ class _Samples:
     steps: int | None = None
 
 
+@final
+@dataclass(frozen=True)
+class _Features:
+    """Settings of scores in features. samples: as many as are held out by default, 10,000 at most.
+
+    extractor: a judge's folder, inception:FILE, dinov2:FOLDER or clip:FOLDER; several with commas are reported beside one
+    another. real: training items at most. k: the neighbour at whose distance a ball ends.
+    """
+
+    extractor: str | None = None
+    samples: int | None = None
+    real: int = REAL
+    k: int = NEIGHBOURS
+    guidance: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 2), ("real", 2), ("k", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name}={value}: must be at least {least}")
+
+
 # Settings of each metric: KEY, or METRIC.KEY where two metrics have that key.
-_SETTINGS: dict[str, type] = {"held_out": _HeldOut, "nll": OdeLikelihood, "bound": VariationalBound, _GROUP: _Samples}
+_SETTINGS: dict[str, type] = {
+    "held_out": _HeldOut,
+    "nll": OdeLikelihood,
+    "bound": VariationalBound,
+    _FEATURES: _Features,
+    _GROUP: _Samples,
+}
 
 
 @final
 @dataclass(frozen=True)
 class _Job:
-    """What is asked. own: the settings of each metric."""
+    """What is asked. own: the settings of each metric. batch: None where it is not given. judge, extractors: those named."""
 
     pipeline: Pipeline
     data: Data
     title: str
     n: int
-    batch: int
+    batch: int | None
     seed: int
     own: dict[str, Any]
+    judge: Judge | None = None
+    extractors: list[Extractor] = field(default_factory=list)
+
+    @property
+    def items_at_a_time(self) -> int:
+        return 64 if self.batch is None else self.batch
+
+    def a_judge(self) -> Judge:
+        """The judge that is named, or one of this data, trained first if need be."""
+        return self.judge or judge_of(self.data, RUNS / "judges" / self.title)
 
 
 @final
 @dataclass(frozen=True)
 class _Found:
-    """What a metric found: scores by name, how they came about, and the judge whose features they are measured in."""
+    """What a metric found: scores by name, how they came about, and the features that they are measured in."""
 
     scores: Mapping[str, Score]
     settings: dict[str, Any]
-    judge: Judge | None = None
+    features: dict[str, Any] | None = None
 
 
 def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -> None:
@@ -90,21 +147,23 @@ def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -
     asked = _asked(settings.pop("metrics", DEFAULT))
     of_data = {key: settings.pop(key) for key in list(settings) if key == "data" or key.startswith("data.")}
     own = _own_settings(settings, asked)
+    judge, extractors = _opened(settings, own, asked)
     choose_device(device)
     spec = _data_of(run, of_data)
     job = _job(Pipeline.from_pretrained(folder), spec, settings, own)
     job.pipeline.to(choose_device(device), settings.get("dtype"))
+    job = replace(job, judge=judge, extractors=[e.to(job.pipeline.model.device) for e in extractors])
     found = {metric: _WORK[metric](job) for metric in dict.fromkeys(map(_group_of, asked))}
     result = _result(job, spec, str(run if run is not None else folder), found)
-    scores = {name: score for one in found.values() for name, score in one.scores.items()}
-    kept = {name: score for name, score in scores.items() if name in asked or _group_of(name) in asked}
+    kept = {k: s for group, one in found.items() for k, s in one.scores.items() if group in asked or k in asked}
     result["metrics"] = {k: {"value": s.value, "interval": s.interval, "real": s.real} for k, s in kept.items()}
     if run is not None:
         Run(run).write(RESULT, result)
     if as_json:
         say_json(result)
         return
-    say(f"{result['run']}: {job.n:,} held-out items of {job.title}, {duration(time.monotonic() - began)}")
+    what = "samples" if list(found) == [_FEATURES] else "held-out items"
+    say(f"{result['run']}: {result['n']:,} {what} of {job.title}, {duration(time.monotonic() - began)}")
     say(columns([_line(name, score) for name, score in kept.items()], indent="  "))
     if run is not None:
         say(f"  kept in {run / RESULT}")
@@ -112,17 +171,14 @@ def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -
 
 def _result(job: _Job, spec: Spec[Data], name: str, found: Mapping[str, _Found]) -> dict[str, Any]:
     """The object that is printed and kept, its metrics still empty."""
-    judge = next((one.judge for one in found.values() if one.judge is not None), None)
+    features = next((one.features for one in found.values() if one.features is not None), None)
     shared = {"data": spec.to_dict(), "fingerprint": job.data.fingerprint(), "part": "held_out", "seed": job.seed}
     return {
         "run": name,
         "data": job.title,
-        "n": job.n,
+        "n": found[_FEATURES].settings["samples"] if list(found) == [_FEATURES] else job.n,
         "metrics": {},
-        "features": {
-            "name": None if judge is None else f"judge of {job.title}",
-            "sha256": None if judge is None else judge.weights_sha256,
-        },
+        "features": {"name": None, "sha256": None} if features is None else features,
         "settings": {**shared, **{metric: one.settings for metric, one in found.items()}},
     }
 
@@ -173,6 +229,19 @@ def _own_settings(settings: dict[str, str], asked: Sequence[str]) -> dict[str, A
     }
 
 
+def _opened(
+    settings: dict[str, str], own: Mapping[str, Any], asked: Sequence[str]
+) -> tuple[Judge | None, list[Extractor]]:
+    """The judge and the extractors that are named: before any work, so that what is not there is said at once."""
+    used, folder, text = set(map(_group_of, asked)), settings.pop("judge", None), own[_FEATURES].extractor
+    if folder is not None and not used & {_FEATURES, _GROUP}:
+        raise UserError(f"judge={folder} is a setting of metrics={_FEATURES} and {_GROUP}, none of which is asked for")
+    judge = None if folder is None else Judge.load(Path(folder))
+    if text is not None:
+        return judge, [open_extractor(one.strip()) for one in text.split(",")]
+    return judge, [JudgeExtractor(judge)] if judge is not None and _FEATURES in used else []
+
+
 def _data_of(run: Path | None, asked: dict[str, str]) -> Spec[Data]:
     """The data of the run's recipe, or those that `data=` names."""
     if run is not None:
@@ -196,12 +265,11 @@ def _job(pipeline: Pipeline, spec: Spec[Data], settings: Mapping[str, str], own:
     there = int(data.held_out_mask().sum())
     if there == 0:
         raise UserError("the held-out part of the data is empty; set data.held_out to a share above 0")
-    n, batch, seed = (
-        whole_number(settings, key, d) for key, d in (("n", min(there, _ITEMS)), ("batch", 64), ("seed", 0))
-    )
+    n, seed = whole_number(settings, "n", min(there, _ITEMS)), whole_number(settings, "seed", 0)
+    batch = whole_number(settings, "batch", 0) if "batch" in settings else None
     if not 1 <= n <= there:
         raise UserError(f"n={n}: the held-out part has {there:,} items; set n between 1 and that")
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
     return _Job(pipeline, data, title_of(spec), n, batch, seed, own)
 
@@ -209,27 +277,41 @@ def _job(pipeline: Pipeline, spec: Spec[Data], settings: Mapping[str, str], own:
 # ---------------------------------------------------------------- the metrics
 
 
+@contextmanager
+def _watched() -> Iterator[OnWork]:
+    """The time left on standard error, of one piece of work after the other."""
+    display = Terminal(Console(stderr=True, highlight=False))
+    work, began = "", time.monotonic()
+    last = began
+
+    def said(what: str, done: int, total: int) -> None:
+        nonlocal work, began, last
+        if what != work:  # it began when the one before ended
+            work, began = what, last
+        last = time.monotonic()
+        spent = max(last - began, 1e-6)
+        display.update(done / total, done, spent * (total - done) / done, None, done / spent)
+
+    try:
+        yield said
+    finally:
+        display.close()
+
+
 def _loss(job: _Job) -> _Found:
-    own = job.own["held_out"]
+    own, batch = job.own["held_out"], job.items_at_a_time
     held_out = job.data.split("held_out")
-    found = held_out_loss(job.pipeline.model, held_out, job.n, own.levels, batch=job.batch, seed=job.seed)
+    found = held_out_loss(job.pipeline.model, held_out, job.n, own.levels, batch=batch, seed=job.seed)
     score = Score(found.loss, note="mean squared error of the network's output, over noise levels")
     return _Found({"held_out": score}, asdict(own))
 
 
 def _likelihood(job: _Job, name: str) -> _Found:
     method: OdeLikelihood | VariationalBound = job.own[name]
-    held_out = job.data.split("held_out")
-    display, began = Terminal(Console(stderr=True, highlight=False)), time.monotonic()
-
-    def on_batch(done: int, total: int) -> None:
-        spent = time.monotonic() - began
-        display.update(done / total, done, spent * (total - done) / done, None, done / spent)
-
-    try:
-        found = nll(job.pipeline, held_out, job.n, method, batch=job.batch, seed=job.seed, on_batch=on_batch)
-    finally:
-        display.close()
+    held_out, batch = job.data.split("held_out"), job.items_at_a_time
+    with _watched() as said:
+        on_batch = partial(said, name)
+        found = nll(job.pipeline, held_out, job.n, method, batch=batch, seed=job.seed, on_batch=on_batch)
     settings = {
         **asdict(method),
         "unit": found.unit,
@@ -240,15 +322,47 @@ def _likelihood(job: _Job, name: str) -> _Found:
     return _Found({name: found.score}, settings)
 
 
+def _by_features(job: _Job) -> _Found:
+    own: _Features = job.own[_FEATURES]
+    extractors = job.extractors
+    if not extractors:
+        if not job.data.info.labels:
+            raise UserError(
+                f"metrics={_FEATURES}: {job.title} has no labels to train a judge of; give extractor=FOLDER of a judge of "
+                "like pictures, inception:FILE, dinov2:FOLDER or clip:FOLDER"
+            )
+        extractors = [JudgeExtractor(job.a_judge()).to(job.pipeline.model.device)]
+    there = int(job.data.held_out_mask().sum())
+    n = own.samples or min(SAMPLES, there)
+    if own.k >= (most := 9 * min(n, there, len(job.data) - there) // 10):  # before anything is drawn
+        raise UserError(f"k={own.k}: with {n:,} samples and {there:,} held-out items it must be below {most}")
+    with _watched() as said:
+        drawing = draw(
+            job.pipeline,
+            job.data,
+            n,
+            seed=job.seed,
+            guidance=own.guidance,
+            steps=own.steps,
+            batch=job.batch or _DRAWN,
+            on_work=said,
+        )
+        found = feature_scores(job.data, drawing.batches, extractors, k=own.k, most_real=own.real, on_work=said)
+    first, *others = (e.about() for e in extractors)
+    return _Found(found.metrics, {**found.settings, "sampling": dict(drawing.settings)}, {**first, "beside": others})
+
+
 def _by_samples(job: _Job) -> _Found:
-    judge = judge_of(job.data, RUNS / "judges" / job.title)
+    judge = job.a_judge()
     scores = class_scores(job.pipeline, job.data, judge, seed=job.seed, **asdict(job.own[_GROUP]))
-    return _Found(scores.metrics, {"samples": scores.n, **scores.settings}, judge)
+    about = {"name": f"judge of {job.title}", "sha256": judge.weights_sha256}
+    return _Found(scores.metrics, {"samples": scores.n, "judge": judge.weights_sha256, **scores.settings}, about)
 
 
 _WORK: dict[str, Callable[[_Job], _Found]] = {
     "held_out": _loss,
     "nll": partial(_likelihood, name="nll"),
     "bound": partial(_likelihood, name="bound"),
+    _FEATURES: _by_features,
     _GROUP: _by_samples,
 }

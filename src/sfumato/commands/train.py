@@ -17,7 +17,7 @@ from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.recipes import Prepared, Recipe, check_init, load_recipe, prepare, recipes, slug, start
 from sfumato.spec import Spec, dump_yaml
-from sfumato.train import Result, Run, Terminal
+from sfumato.train import Estimate, Result, Run, Terminal
 from sfumato.train.device import choose_device, choose_precision
 
 
@@ -80,6 +80,12 @@ def _dry_run(spec: Spec[Recipe], run: Run, device: str, as_json: bool) -> None:
                 "device": str(choose_device(device)),
                 "parameters": cost.parameters,
                 "memory_bytes": cost.memory_bytes,
+                "memory": None if cost.memory is None else cost.memory.to_dict(),
+                "memory_limit": cost.limit,
+                "memory_measured": cost.measured_bytes,
+                "fits": None if cost.limit is None or cost.memory is None else cost.remedy is None,
+                "recompute": cost.settings.recompute,
+                "accumulate": cost.settings.accumulate,
                 "seconds_per_step": cost.seconds_per_step,
                 "minutes": cost.minutes,
                 "samples": cost.samples,
@@ -88,12 +94,43 @@ def _dry_run(spec: Spec[Recipe], run: Run, device: str, as_json: bool) -> None:
         return
     say(dump_yaml(spec))
     say(_header(prepared, run, device))
-    expected = {
-        "memory": f"about {size(cost.memory_bytes)} for weights, optimiser, averages and activations",
-        "time": f"{cost.seconds_per_step:.3g} s a step, {duration(60 * cost.minutes)} for {cost.samples:,} samples",
+    made = cost.seconds_per_step is not None
+    say(facts({"memory": _memory_line(cost), **({"time": _time_line(cost)} if made else {})}))
+    say(f"dry run: {'two real steps were made' if made else 'no step was made'} and nothing was written")
+
+
+def _memory_line(cost: Estimate) -> str:
+    """What a step needs, of what, and whether that fits."""
+    memory = cost.memory
+    if memory is None:
+        return cost.unpredicted
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "averages": memory.average,
+        "activations": memory.activations,
+        "temporary": memory.temporary,
     }
-    say(facts(expected))
-    say("dry run: two real steps were made and nothing was written")
+    lines = [
+        f"about {size(memory.total)} at most",
+        ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count),
+    ]
+    settings = cost.settings
+    if cost.remedy is not None:
+        lines.insert(0, f"does not fit in {size(cost.limit or 0)}; {cost.remedy}")
+    elif cost.limit is not None:
+        lines[0] += f": fits in {size(cost.limit)}"
+    if settings.memory is not None:
+        lines[0] += f" with train.recompute={settings.recompute:.2g} and train.accumulate={settings.accumulate}"
+    if cost.measured_bytes is not None:
+        lines.append(f"measured in the two steps: {size(cost.measured_bytes)}")
+    return "\n".join(lines)
+
+
+def _time_line(cost: Estimate) -> str:
+    seconds, minutes = cost.seconds_per_step or 0.0, cost.minutes or 0.0
+    return f"{seconds:.3g} s a step, {duration(60 * minutes)} for {cost.samples or 0:,} samples"
 
 
 def _header(prepared: Prepared, run: Run, device: str) -> str:

@@ -34,9 +34,9 @@ from sfumato.core.levels import geometric_levels, largest_distance
 from sfumato.core.matching import ImplicitScoreMatching, SlicedScoreMatching
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.core.network import Network
-from sfumato.core.objective import DenoisingLoss, Loss, Objective
+from sfumato.core.objective import DenoisingLoss, Loss, Objective, Planned
 from sfumato.core.parameterization import X0, Coeffs, Eps, Karras, Parameterization, V, Velocity
-from sfumato.core.process import Normal, Process, lift
+from sfumato.core.process import Normal, Process, lift, on_device
 from sfumato.core.random import Draws, SampleNoise
 from sfumato.core.times import GeometricTimes, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from sfumato.core.views import score, velocity
@@ -47,8 +47,8 @@ __all__ = [
     "Coupling", "DataInfo", "Denoiser", "DenoisingLoss", "DiscreteVP", "Draws", "Eps", "Flow", "GeometricTimes", "Grid",
     "HybridLoss", "ImplicitScoreMatching", "Karras", "KarrasGrid", "LeadingGrid", "Learned", "Likelihood",
     "LinspaceGrid", "LogNormalTimes", "LogSNRGrid", "LogSNRTimes", "LogisticGrid", "LogitNormalTimes", "Loss", "MinSNR",
-    "NetDenoiser", "Network", "Normal", "Objective", "OptimalTransport", "Parameterization", "Polynomial", "Process",
-    "QuadraticGrid", "SampleNoise", "Shifted", "SigmaSquared", "Sigmoid", "SlicedScoreMatching", "SubVP", "Times",
+    "NetDenoiser", "Network", "Normal", "Objective", "OptimalTransport", "Parameterization", "Planned", "Polynomial",
+    "Process", "QuadraticGrid", "SampleNoise", "Shifted", "SigmaSquared", "Sigmoid", "SlicedScoreMatching", "SubVP", "Times",
     "TunedGrid", "UniformGrid", "UniformTimes", "Unit", "Velocity", "Weighting", "beta_table", "gaussian_kl",
-    "geometric_levels", "largest_distance", "lift", "score", "velocity",
+    "geometric_levels", "largest_distance", "lift", "on_device", "score", "velocity",
 ]  # fmt: skip

@@ -56,6 +56,11 @@ class NetDenoiser(nn.Module):
         self.parameterization = parameterization
         self.learned_variance = learned_variance
 
+    def output(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """The network's own output F (B, *S), without a variance part, at coefficients (B,) on x_t's device."""
+        out = self._asked(x_t, lift(c_in, x_t), c_noise, cond)
+        return out.chunk(2, 1)[0] if self.learned_variance else out
+
     def raw(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Coeffs]:
         """The network's own output F (B, *S), without a variance part, and the coefficients at t."""
         out, _, c = self.outputs(x_t, t, cond)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +18,13 @@ class Network(nn.Module, Registered, ABC, family="network"):
     Built as `Network(shape, cond, *, settings)`: `shape` is `(C, *S)` of one sample, `cond` the `CondShape` it will be
     given. The number of spatial dimensions is `len(shape) - 1`; 1, 2 and 3 must work, odd sizes included.
     """
+
+    regional: ClassVar[bool] = False  # whether `blocks`, its repeated parts, are compiled where steps are recorded
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated parts in the order in which they run: units for compiling, recomputing and sharding."""
+        return ()
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from sfumato.core.cond import Cond
 from sfumato.core.coupling import Coupling
 from sfumato.core.denoiser import NetDenoiser
-from sfumato.core.process import lift
-from sfumato.core.random import Draws
+from sfumato.core.process import lift, on_device
+from sfumato.core.random import Draws, training_noise
 from sfumato.core.times import Times, UniformTimes
 from sfumato.core.weighting import Unit, Weighting
 from sfumato.registry import Registered
@@ -26,6 +28,13 @@ class Loss(NamedTuple):
     t: Tensor
 
 
+class Planned(NamedTuple):
+    """What a loss needs from the host: tensors on the CPU whose shapes depend on the batch size only, and t (B,) float64."""
+
+    tensors: dict[str, Tensor]
+    t: Tensor
+
+
 class Objective(Registered, ABC, family="objective"):
     """A loss of a denoiser on clean data."""
 
@@ -34,6 +43,21 @@ class Objective(Registered, ABC, family="objective"):
     @abstractmethod
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
         """x0: (B, *S) from the codec; draws: the batch's random numbers (draws.n = B)."""
+
+    @property
+    def separable(self) -> bool:
+        """Whether `plan` and `compute` are there: the loss in two halves, so that the second can be captured in a graph."""
+        return False
+
+    def plan(self, denoiser: NetDenoiser, draws: Draws) -> Planned:
+        """The host's half: everything that is drawn or comes from a schedule, as small tensors on the CPU."""
+        raise NotImplementedError(f"objective={self.kind} is not separable")
+
+    def compute(
+        self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, planned: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The device's half: (value, per_sample) of `Loss`, from tensors on x0's device alone."""
+        raise NotImplementedError(f"objective={self.kind} is not separable")
 
 
 @final
@@ -53,15 +77,44 @@ class DenoisingLoss(Objective, name="denoising"):
     weighting: Weighting = field(default_factory=Unit)
     coupling: Coupling | None = None
 
+    @property
+    def separable(self) -> bool:
+        return self.coupling is None
+
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
         t = self.times(denoiser.process, draws.spread("times"))
-        eps = draws.normal(x0.shape[1:], device=x0.device)
+        eps = training_noise(on_device(draws.keys(), x0.device), x0.shape[1:])
         return self.at(denoiser, x0, cond, t, eps if self.coupling is None else self.coupling(x0, eps))
 
     def at(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, t: Tensor, eps: Tensor) -> Loss:
         """The same at given times (B,) and noise (B, *S): for held-out losses, where both are fixed."""
-        out, c = denoiser.raw(denoiser.process.diffuse(x0, eps, t), t, cond)
-        target = lift(c.k_x0, x0) * x0 + lift(c.k_eps, x0) * eps
+        terms = on_device(self._terms(denoiser, t).to(x0.dtype), x0.device)
+        return Loss(*self._compute(denoiser, x0, cond, eps, terms), t)
+
+    def plan(self, denoiser: NetDenoiser, draws: Draws) -> Planned:
+        t = self.times(denoiser.process, draws.spread("times"))
+        return Planned({"terms": self._terms(denoiser, t).float(), "keys": draws.keys()}, t)
+
+    def compute(
+        self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, planned: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        eps = training_noise(planned["keys"], x0.shape[1:])
+        return self._compute(denoiser, x0, cond, eps, planned["terms"])
+
+    def _terms(self, denoiser: NetDenoiser, t: Tensor) -> Tensor:
+        """alpha, sigma, c_in, c_noise, k_x0, k_eps and the weight at times (B,): (7, B) float64."""
+        alpha, sigma = denoiser.process.scales(t)
+        c = denoiser.parameterization.coeffs(alpha, sigma)
+        weight = self.weighting(denoiser.process, t, c)
+        parts = (alpha, sigma, c.c_in, c.c_noise, c.k_x0, c.k_eps, weight)
+        return torch.stack([part.expand(t.shape) for part in parts])
+
+    def _compute(
+        self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, eps: Tensor, terms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma, c_in, c_noise, k_x0, k_eps, weight = terms.unbind(0)
+        x_t = lift(alpha, x0) * x0 + lift(sigma, x0) * eps
+        out = denoiser.output(x_t, c_in, c_noise, cond)
+        target = lift(k_x0, x0) * x0 + lift(k_eps, x0) * eps
         error = (out.float() - target.float()).square().flatten(1).mean(1)
-        weight = lift(self.weighting(denoiser.process, t, c), error)
-        return Loss((weight * error).mean(), error.detach(), t)
+        return (lift(weight, error) * error).mean(), error.detach()

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sfumato.core import philox
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
@@ -61,6 +63,17 @@ def normal(
     return out.to(device, dtype)
 
 
+def training_noise(keys_: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (B, *shape) float32 for keys (B,) int64, where the keys are.
+
+    On a CPU that of `normal`, on a GPU made there by a counter-based generator (`philox`): a run is a function of its
+    seed on either, and the two differ.
+    """
+    if keys_.device.type == "cpu":
+        return normal(keys_.numpy().view(np.uint64), shape)
+    return philox.normal(keys_, shape)
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of one training batch: those of the global sample indices `start ... start + n - 1`."""
@@ -93,6 +106,10 @@ class Draws:
     def normal(self, shape: Sequence[int], stream: str = "noise", *, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal noise (n, *shape)."""
         return normal(keys(self.seed, stream, self.index), shape, device=device)
+
+    def keys(self, stream: str = "noise") -> Tensor:
+        """A key for every sample, (n,) int64, for noise that is made on a device (`training_noise`)."""
+        return torch.from_numpy(keys(self.seed, stream, self.index).view(np.int64))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""Scores of samples against real data, in pixels or in the features of a judge; nothing to download."""
+"""Scores of samples against real data, in pixels or in the features of a network; nothing is downloaded."""
 
 from sfumato.evaluate.accuracy import Share, accuracy, wilson
+from sfumato.evaluate.architectures import ConvJudge, Vgg, WideResNet
 from sfumato.evaluate.bound import VariationalBound
+from sfumato.evaluate.compare import Compared, compare_reports
 from sfumato.evaluate.deviation import deviation
+from sfumato.evaluate.extractor import Extractor, JudgeExtractor, open_extractor
+from sfumato.evaluate.features import Drawing, FeatureScores, draw, feature_scores, scores_between
 from sfumato.evaluate.frechet import Frechet, Moments, frechet, frechet_distance
 from sfumato.evaluate.heldout import held_out_loss
 from sfumato.evaluate.judge import Judge, Judged
@@ -11,13 +15,23 @@ from sfumato.evaluate.likelihood import LogDensity, OdeLikelihood
 from sfumato.evaluate.memorization import Memorization, memorization
 from sfumato.evaluate.neighbours import Nearest, nearest
 from sfumato.evaluate.nll import Likelihood, nll
-from sfumato.evaluate.prdc import PRDC, prdc
+from sfumato.evaluate.prdc import PRDC, prdc, prdc_intervals
 from sfumato.evaluate.scores import Score, Scores, caption_scores, class_scores
+from sfumato.evaluate.standard import Clip, DinoV2, Inception
 
 __all__ = [
     "PRDC",
+    "Clip",
+    "Compared",
+    "ConvJudge",
+    "DinoV2",
+    "Drawing",
+    "Extractor",
+    "FeatureScores",
     "Frechet",
+    "Inception",
     "Judge",
+    "JudgeExtractor",
     "Judged",
     "Kid",
     "Likelihood",
@@ -30,10 +44,15 @@ __all__ = [
     "Scores",
     "Share",
     "VariationalBound",
+    "Vgg",
+    "WideResNet",
     "accuracy",
     "caption_scores",
     "class_scores",
+    "compare_reports",
     "deviation",
+    "draw",
+    "feature_scores",
     "frechet",
     "frechet_distance",
     "held_out_loss",
@@ -41,6 +60,9 @@ __all__ = [
     "memorization",
     "nearest",
     "nll",
+    "open_extractor",
     "prdc",
+    "prdc_intervals",
+    "scores_between",
     "wilson",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,97 +12,105 @@ from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfumato.errors import UserError
-from sfumato.files import CorruptError, replacing_folder, sha256, verify_manifest
+from sfumato.files import CorruptError, replacing_folder, verify_manifest
+from sfumato.registry import Registered, find
 
 FORMAT = 1
 WEIGHTS = "judge.safetensors"
 CONFIG = "judge.json"
-_COARSEST = 4  # positions along a side at which the convolutions stop halving
+_FIRST = "conv"  # the architecture of folders that name none
+_NOT_SETTINGS = ("format", "architecture", "shape", "classes", "trained")
 _BATCH = 512
 
 
-def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-        nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-@final
-class Judge(nn.Module):
-    """Convolutions, halving the size down to 4 positions a side, then `features` numbers, then the classes' logits.
+class Judge(nn.Module, Registered, ABC, family="judge"):
+    """A classifier of pictures: `features` numbers, then the classes' logits. Subclasses are architectures.
 
     shape: (C, H, W) of a uint8 picture. classes: their names. Trained by `sfumato.recipes.judges` on real training data;
-    `trained` keeps how, and its accuracy on real held-out data, with the weights.
+    `trained` keeps how, and its accuracy on real held-out data, with the weights. A subclass sets `head`, a linear layer
+    of the features; its settings beyond shape and classes are whole numbers.
     """
+
+    head: nn.Linear
 
     def __init__(
         self,
         shape: tuple[int, int, int],
         classes: tuple[str, ...],
-        *,
-        width: int = 16,
-        features: int = 64,
-        trained: Mapping[str, Any] | None = None,
+        trained: Mapping[str, Any] | None,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
-        self.shape, self.classes, self.width = tuple(shape), tuple(classes), width
+        self.shape, self.classes = tuple(shape), tuple(classes)
         self.trained: dict[str, Any] = dict(trained or {})
-        channels, (height, wide) = width, shape[1:]
-        blocks = [_block(shape[0], channels, 1)]
-        while max(height, wide) > _COARSEST:
-            blocks.append(_block(channels, 2 * channels, 2))
-            channels, height, wide = 2 * channels, -(-height // 2), -(-wide // 2)
-        self.blocks = nn.Sequential(*blocks)
-        self.to_features = nn.Linear(channels * height * wide, features)
-        self.drop = nn.Dropout(0.2)
-        self.head = nn.Linear(features, len(classes))
+        self.drop = nn.Dropout(drop)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What distances in its features are named after: `wrn16-4`."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, int]:
+        """Arguments of the constructor beyond shape, classes and trained."""
+
+    @abstractmethod
+    def see(self, media: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) of 0 ... 255, floating point, to features (B, D)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
 
     def _features(self, media: Tensor) -> Tensor:
         if tuple(media.shape[1:]) != self.shape:
             raise UserError(f"this judge looks at pictures of shape {self.shape}, not {tuple(media.shape[1:])}")
-        return F.relu(self.to_features(self.blocks(media.float() / 127.5 - 1).flatten(1)))
+        return self.see(media.to(self.device).float())
 
     def forward(self, media: Tensor) -> Tensor:
         """media (B, C, H, W) of 0 ... 255, any type, to logits (B, classes)."""
         logits: Tensor = self.head(self.drop(self._features(media)))
         return logits
 
+    @final
     @torch.no_grad()
     def predict(self, media: Tensor) -> Tensor:
         """The most likely class of each picture (N,) int64."""
         return torch.cat([self(part).argmax(1) for part in torch.split(media, _BATCH)])
 
+    @final
     @torch.no_grad()
     def features(self, media: Tensor) -> Tensor:
         """What the last layer sees: (N, features)."""
         return torch.cat([self._features(part) for part in torch.split(media, _BATCH)])
 
     @property
-    def weights_sha256(self) -> str | None:
-        """The hash of the weights' file it was loaded from or saved to: the name of this feature space."""
-        return self.trained.get("sha256")
+    def weights_sha256(self) -> str:
+        """The hash of the weights' file that it was loaded from or saved to, or would be: the name of this feature space."""
+        return self.trained.get("sha256") or hashlib.sha256(self._bytes()).hexdigest()
+
+    def _bytes(self) -> bytes:
+        raw: bytes = save({k: v.contiguous().cpu() for k, v in self.state_dict().items()})
+        return raw
 
     def save(self, folder: Path) -> None:
         """Write a judge folder: weights, settings and a manifest, all at once."""
         with replacing_folder(folder) as made:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, made / WEIGHTS)
-            self.trained["sha256"] = sha256(made / WEIGHTS)
+            raw = self._bytes()
+            (made / WEIGHTS).write_bytes(raw)
+            self.trained["sha256"] = hashlib.sha256(raw).hexdigest()
             config = {
                 "format": FORMAT,
+                "architecture": self.kind,
                 "shape": list(self.shape),
                 "classes": list(self.classes),
-                "width": self.width,
-                "features": self.head.in_features,
+                **self.settings,
                 "trained": self.trained,
             }
             (made / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -116,16 +126,16 @@ class Judge(nn.Module):
             raise UserError(
                 f"{folder}: a judge of format {config.get('format')} is not read; this sfumato reads {FORMAT}"
             )
-        judge = Judge(
-            tuple(config["shape"]),
-            tuple(config["classes"]),
-            width=config["width"],
-            features=config["features"],
-            trained=config["trained"],
-        )
+        made: Any = find("judge", config.get("architecture", _FIRST))
         try:
+            judge: Judge = made(
+                tuple(config["shape"]),
+                tuple(config["classes"]),
+                **{k: v for k, v in config.items() if k not in _NOT_SETTINGS},
+                trained=config["trained"],
+            )
             judge.load_state_dict(load_file(folder / WEIGHTS))
-        except (RuntimeError, SafetensorError) as error:
+        except (RuntimeError, TypeError, SafetensorError) as error:
             raise CorruptError(folder / WEIGHTS, f"does not fit {CONFIG}: {error}") from None
         return judge.eval()
 

@@ -41,8 +41,11 @@ def kid(real: Tensor, samples: Tensor) -> Kid:
         raise UserError(f"features of {x.shape[1]} and {y.shape[1]} values can't be compared; use one judge for both")
     of_x = torch.cat([(k.sum(1) - _own(x[s])) / (n - 1) for s, k in _blocks(x, x)])
     of_y = torch.cat([(k.sum(1) - _own(y[s])) / (m - 1) for s, k in _blocks(y, y)])
-    x_to_y = torch.cat([k.mean(1) for _, k in _blocks(x, y)])
-    y_to_x = torch.cat([k.mean(1) for _, k in _blocks(y, x)])
+    rows, y_to_x = [], torch.zeros(m, dtype=x.dtype, device=x.device)
+    for _, k in _blocks(x, y):
+        rows.append(k.mean(1))
+        y_to_x += k.sum(0) / n
+    x_to_y = torch.cat(rows)
     value = float(of_x.mean() + of_y.mean() - 2 * x_to_y.mean())
     variance = float(4 * (of_x - x_to_y).var() / n + 4 * (of_y - y_to_x).var() / m)
     half = 1.959963984540054 * math.sqrt(variance)

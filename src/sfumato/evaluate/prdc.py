@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 import torch
 from torch import Tensor
 
+from sfumato.evaluate.accuracy import wilson
 from sfumato.evaluate.neighbours import distance_blocks, flat, nearest
 
 _RIM = 1 + 1e-9  # an item on the rim of a ball is in it, whatever the rounding of its distance
+_PARTS = 10
+_T = 2.2621571628540993  # Student's 97.5% for the 9 degrees of freedom that 10 parts leave
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,33 @@ def prdc(real: Tensor, samples: Tensor, k: int = 5) -> PRDC:
         density=float(held.double().mean() / k),
         coverage=float(torch.cat(covered).double().mean()),
     )
+
+
+def prdc_intervals(
+    real: Tensor, samples: Tensor, k: int = 5, *, seed: int = 0, found: PRDC | None = None
+) -> dict[str, tuple[float, float]]:
+    """95% intervals of the four scores of `prdc`, by name, over the choice of real items and samples.
+
+    By the jackknife: both sets are dealt at random into 10 parts, and the scores are worked out again without each part;
+    with theta_g those scores, the variance is 9/10 sum_g (theta_g - their mean)^2 (Efron & Stein, "The jackknife estimate
+    of variance", 1981). What counts neighbours is not smooth, so these intervals are on the wide side (measured on
+    Gaussians: 95 to 100% hold the expected score). A share's interval is at least Wilson's, which has a width at 0 and 1.
+
+    found: `prdc(real, samples, k)`, where it is known. Cost: 10 times that of `prdc`, and so for k items in 9/10 of each.
+    """
+    x, y = flat(real, "real items"), flat(samples, "samples")
+    value = prdc(x, y, k) if found is None else found
+    generator = torch.Generator().manual_seed(seed)
+    part_x, part_y = ((torch.randperm(len(rows), generator=generator) % _PARTS).to(rows.device) for rows in (x, y))
+    without = [astuple(prdc(x[part_x != g], y[part_y != g], k)) for g in range(_PARTS)]
+    spread = torch.tensor(without, dtype=torch.float64).var(0, correction=0) * (_PARTS - 1)
+    made = {}
+    for field, half in zip(fields(PRDC), (_T * spread.sqrt()).tolist()):
+        at = getattr(value, field.name)
+        low, high = max(0.0, at - half), at + half
+        if field.name != "density":
+            n = len(y) if field.name == "precision" else len(x)
+            least = wilson(round(at * n), n)
+            low, high = min(low, least[0]), min(1.0, max(high, least[1]))
+        made[field.name] = (low, high)
+    return made

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.nn.embed import rotate
-from sfumato.nn.layers import zero
+from sfumato.nn.layers import apply_linear, zero
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -42,19 +42,28 @@ class SelfAttention(nn.Module):
             zero(self.out)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None = None, mask: Tensor | None = None, identity: bool = False
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        mask: Tensor | None = None,
+        identity: bool = False,
+        beside: Tensor | None = None,
     ) -> Tensor:
+        """beside: (B, N, C) to which the result is added."""
+        return apply_linear(self.out, self._mixed(x, rope, mask, identity), beside)
+
+    def _mixed(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, identity: bool) -> Tensor:
+        """All heads side by side, before the output projection: (B, N, C)."""
         batch, n, width = x.shape
-        qkv = self.qkv(x)
+        qkv = apply_linear(self.qkv, x)
         if identity:
-            alone: Tensor = self.out(qkv[..., 2 * width :])
-            return alone
-        q, k, v = qkv.view(batch, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+            return qkv[..., 2 * width :]
+        # unbind before transposing: the gradient is then put together in the order in which qkv lies in memory
+        q, k, v = (part.transpose(1, 2) for part in qkv.view(batch, n, 3, self.heads, -1).unbind(2))  # (B, heads, N, D)
         q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        out: Tensor = self.out(attend(q, k, v, mask))
-        return out
+        return attend(q, k, v, mask)
 
 
 class CrossAttention(nn.Module):
@@ -75,12 +84,12 @@ class CrossAttention(nn.Module):
         self.k_scale = nn.Parameter(torch.ones(width // heads)) if qk_norm else None
         self.out = zero(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
         batch, n, _ = x.shape
         q = self.q(x).view(batch, n, self.heads, -1).transpose(1, 2)
         kv = self.kv(self.norm(tokens.to(self.norm.weight.dtype)))
         kv = torch.cat([self.nothing.to(kv.dtype).expand(batch, 1, -1), kv], 1)
-        k, v = kv.view(batch, kv.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = (part.transpose(1, 2) for part in kv.view(batch, kv.shape[1], 2, self.heads, -1).unbind(2))
         q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
-        out: Tensor = self.out(attend(q, k, v, None if mask is None else F.pad(mask, (1, 0), value=True)))
-        return out
+        seen = attend(q, k, v, None if mask is None else F.pad(mask, (1, 0), value=True))
+        return apply_linear(self.out, seen, beside)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.core.cond import Cond, CondShape
 from sfumato.errors import UserError
+from sfumato.nn import fused
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", nn.Conv2d, nn.Conv3d)
@@ -47,6 +48,22 @@ def _channels_last(made: C) -> C:
     layout = torch.channels_last if made.weight.ndim == 4 else torch.channels_last_3d
     made.weight = nn.Parameter(made.weight.detach().contiguous(memory_format=layout))
     return made
+
+
+def apply_conv(module: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """module(x) for a convolution of `conv`."""
+    if fused.fits(x, module.weight):
+        return fused.conv(module, x)
+    out: Tensor = module(x)
+    return out
+
+
+def apply_linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> Tensor:
+    """module(x), or beside + module(x): (B, N, K) to (B, N, width)."""
+    if fused.fits(x, module.weight):
+        return fused.linear(module, x, beside)
+    out: Tensor = module(x)
+    return out if beside is None else beside + out
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from sfumato.nn import fused
+
 
 class GroupNorm(nn.GroupNorm):
     """SiLU(GN(x) (1 + scale) + shift), each of scale, shift and SiLU optional. scale, shift: (B, C).
@@ -15,6 +17,8 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: bool = False) -> Tensor:
+        if scale is None and fused.fits(x, x):
+            return fused.group_norm(self, x, act)
         if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
             x = x.contiguous()  # torch's forward-mode formula for group norm takes no other memory layout
         y = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
+from sfumato.nn import fused
 from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding
 from sfumato.nn.layers import (
+    apply_conv,
     check_input,
     check_positive,
     check_shape,
@@ -54,7 +56,12 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Linear(inputs, outputs) if inputs != outputs else None
         self.mod_width = outputs if modulation == "shift" else 2 * outputs
 
-    def forward(self, x: Tensor, mod: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mod: Tensor, skip: Tensor | None = None) -> Tensor:
+        """skip: more channels of the input, after those of x."""
+        whole = skip is None or self.shortcut is not None
+        if whole and (self.drop is None or not self.training) and fused.fits(x, self.conv1.weight):
+            return fused.res_block(x, skip, mod, (self.norm1, self.norm2), (self.conv1, self.conv2), self.shortcut)
+        x = x if skip is None else torch.cat([x, skip], 1)
         h = self.conv1(self.norm1(x, act=True))
         if mod.shape[1] == h.shape[1]:
             h = self.norm2(h + mod.view(*mod.shape, *[1] * (x.ndim - 2)), act=True)
@@ -80,9 +87,9 @@ class FieldAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None, identity: bool = False) -> Tensor:
         size = x.shape[2:]
-        x = x + to_field(self.attention(to_tokens(self.norm(x)), identity=identity), size)
+        x = to_field(self.attention(to_tokens(self.norm(x)), identity=identity, beside=to_tokens(x)), size)
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
-            x = x + to_field(self.cross(to_tokens(self.cross_norm(x)), tokens, mask), size)
+            x = to_field(self.cross(to_tokens(self.cross_norm(x)), tokens, mask, beside=to_tokens(x)), size)
         return x
 
 
@@ -98,11 +105,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mod: Tensor,
+        skip: Tensor | None = None,
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         identity: bool = False,
     ) -> Tensor:
-        x = self.res(x, mod)
+        x = self.res(x, mod, skip)
         if self.attention is not None:
             x = self.attention(x, tokens, mask, identity)
         return x
@@ -116,8 +124,7 @@ class Down(nn.Module):
         self.conv = conv(dims, channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
+        return apply_conv(self.conv, x)
 
 
 class Up(nn.Module):
@@ -134,8 +141,7 @@ class Up(nn.Module):
             for axis, n in enumerate(size, start=2):
                 x = x.narrow(axis, 0, n)
             x = to_inner(x)
-        out: Tensor = self.conv(x)
-        return out
+        return apply_conv(self.conv, x)
 
 
 class UNet(Network, name="unet"):
@@ -247,13 +253,13 @@ class UNet(Network, name="unet"):
         mods = iter([(mod, i in identity) for i, mod in enumerate(split)])
         if cond.concat is not None:
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
-        h = self.stem(to_inner(x))
+        h = apply_conv(self.stem, to_inner(x))
         h, skips = self._descend(h, mods, cond)
         for block in self.middle:
             mod, alone = next(mods)
-            h = block(h, mod, cond.tokens, cond.mask, alone)
+            h = block(h, mod, None, cond.tokens, cond.mask, alone)
         h = self._ascend(h, skips, mods, cond)
-        out: Tensor = self.head(self.norm(h, act=True))
+        out = apply_conv(self.head, self.norm(h, act=True))
         return out.squeeze(2) if len(self.shape) == 2 else out
 
     def _descend(self, h: Tensor, mods: Iterator[tuple[Tensor, bool]], cond: Cond) -> tuple[Tensor, list[Tensor]]:
@@ -263,7 +269,7 @@ class UNet(Network, name="unet"):
                 h = self.shrink[i // self.per_level - 1](h)
                 skips.append(h)
             mod, alone = next(mods)
-            h = block(h, mod, cond.tokens, cond.mask, alone)
+            h = block(h, mod, None, cond.tokens, cond.mask, alone)
             skips.append(h)
         return h, skips
 
@@ -272,7 +278,7 @@ class UNet(Network, name="unet"):
             if i and i % (self.per_level + 1) == 0:
                 h = self.grow[i // (self.per_level + 1) - 1](h, skips[-1].shape[2:])
             mod, alone = next(mods)
-            h = block(torch.cat([h, skips.pop()], 1), mod, cond.tokens, cond.mask, alone)
+            h = block(h, mod, skips.pop(), cond.tokens, cond.mask, alone)
         return h
 
 

@@ -6,6 +6,10 @@ from sfumato.train.estimate import Estimate, estimate
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.hooks import Asked, HeldOut, ModelFolder, Pictures, Report, standard_hooks
 from sfumato.train.log import MetricsLog, Tracker, read_metrics
+from sfumato.train.memory import Memory, predict
+from sfumato.train.muon import Muon
+from sfumato.train.optim import AdamW, Optimizer
+from sfumato.train.optim8 import AdamW8
 from sfumato.train.progress import Display, Silent, Terminal
 from sfumato.train.report import Section, render_report, write_report
 from sfumato.train.run import Run
@@ -14,6 +18,8 @@ from sfumato.train.task import DiffusionTask, Task
 from sfumato.train.trainer import Result, Trainer
 
 __all__ = [
+    "AdamW",
+    "AdamW8",
     "Asked",
     "Checkpoints",
     "DiffusionTask",
@@ -22,9 +28,12 @@ __all__ = [
     "Estimate",
     "HeldOut",
     "Hook",
+    "Memory",
     "MetricsLog",
     "ModelFolder",
     "Moment",
+    "Muon",
+    "Optimizer",
     "Pictures",
     "Report",
     "Result",
@@ -39,6 +48,7 @@ __all__ = [
     "estimate",
     "power_beta",
     "power_gamma",
+    "predict",
     "read_metrics",
     "render_report",
     "standard_hooks",

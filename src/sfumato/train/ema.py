@@ -58,8 +58,20 @@ class Ema(Generic[M]):
     @torch.no_grad()
     def update(self, n: int) -> None:
         """Take in the weights after step n = 1, 2, ..."""
-        for gamma, kept in zip(self.gammas, self._kept):
-            torch._foreach_lerp_(kept, self._live, 1 - power_beta(gamma, n))
+        for weight, kept in zip(self.weights(n), self._kept):
+            torch._foreach_lerp_(kept, self._live, weight)
+
+    def weights(self, n: int) -> list[float]:
+        """1 - beta of every average at step n: the weight of the newest weights."""
+        return [1 - power_beta(gamma, n) for gamma in self.gammas]
+
+    @torch.no_grad()
+    def take(self, weights: Tensor) -> None:
+        """`update` with `weights` (one for each average) that lie on the device: can be recorded in a CUDA graph."""
+        for kept, weight in zip(self._kept, weights.unbind(0)):
+            apart = torch._foreach_sub(self._live, kept)
+            torch._foreach_mul_(apart, weight)
+            torch._foreach_add_(kept, apart)
 
     @torch.no_grad()
     def copy_buffers(self) -> None:

@@ -1,98 +1,113 @@
-"""What a run will cost, from two real steps that leave no trace."""
+"""What a run will cost: its memory, worked out beforehand, and its time, from two real steps that leave no trace."""
 
 from __future__ import annotations
 
 import copy
 import time
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sfumato.core import Draws
 from sfumato.data import Data, Order
+from sfumato.errors import SfumatoError
 from sfumato.train.device import choose_device, choose_precision, wait
-from sfumato.train.ema import Ema
-from sfumato.train.optim import Optimizer, trained
-from sfumato.train.settings import Training
+from sfumato.train.memory import Memory, Predictor, example, recomputed, remedies, room
+from sfumato.train.optim import trained
+from sfumato.train.optim_offload import averages
+from sfumato.train.settings import Training, parse_memory
 from sfumato.train.task import Task
 
 
+@final
 @dataclass(frozen=True)
 class Estimate:
-    """parameters: that learn. seconds_per_step: of the second step. memory_bytes: weights, gradients, optimizer, averages
-    and activations together. minutes, samples: of the whole run, one of them the budget."""
+    """parameters: that learn. memory: predicted peak of a step, None for a task that can't be predicted (`unpredicted`: why).
+    limit: bytes that it may have, `train.memory` or what the device has left; None if unknown.
+    remedy: which setting would make it fit, where it does not; then no step was made, and what follows is unknown.
+    measured_bytes: the peak of the two steps on a GPU, unless the run captures its steps. seconds_per_step: of the second.
+    minutes, samples: of the whole run, one of them the budget. settings: as the step is computed, `train.memory` obeyed.
+    """
 
     parameters: int
-    seconds_per_step: float
-    memory_bytes: int
-    minutes: float
-    samples: int
+    memory: Memory | None
+    unpredicted: str
+    limit: int | None
+    remedy: str | None
+    measured_bytes: int | None
+    seconds_per_step: float | None
+    minutes: float | None
+    samples: int | None
+    settings: Training
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The predicted peak, or the measured one where there is no prediction."""
+        return self.measured_bytes if self.memory is None else self.memory.total
 
 
 def estimate(task: Task, data: Data, settings: Training, *, seed: int = 0, device: str = "auto") -> Estimate:
-    """Run two real steps on a copy of the task. Nothing is written, and `task` and torch's generators are as before."""
+    """Predict the memory and, if it fits, run two real steps on a copy of the task.
+
+    Nothing is written, and `task` and torch's generators are as before. Raises UserError if nothing fits `train.memory`.
+    """
     chosen = choose_device(device)
     dtype = choose_precision(settings.precision, chosen)
-    copied = copy.deepcopy(task).to(chosen).train()
-    cuda = [chosen.index or 0] if chosen.type == "cuda" else []
+    limit = room(chosen) if settings.memory is None else parse_memory(settings.memory)
+    predictor = Predictor(task, example(data, settings, seed), device=chosen, dtype=dtype)
+    memory, unpredicted, remedy = None, "", None
+    try:
+        if settings.memory is not None and limit is not None:
+            settings = predictor.fit(settings, limit).settings
+        memory = predictor(settings)
+        if limit is not None and memory.total > limit:
+            remedy = remedies(predictor, settings, limit)
+    except SfumatoError as error:
+        if settings.memory is not None:
+            raise
+        unpredicted = str(error)
+    measured, seconds = (None, None) if remedy is not None else _two_steps(task, data, settings, seed, chosen, dtype)
+    if predictor.captures(settings):  # the two steps were not, and need other memory
+        measured = None
+    parameters = sum(p.numel() for p in trained(task).values())
+    minutes, samples = settings.minutes, settings.samples
+    if seconds is not None and minutes is not None:
+        samples = int(60 * minutes / seconds) * settings.batch
+    elif seconds is not None and samples is not None:
+        minutes = samples / settings.batch * seconds / 60
+    return Estimate(parameters, memory, unpredicted, limit, remedy, measured, seconds, minutes, samples, settings)
+
+
+def _two_steps(
+    task: Task, data: Data, settings: Training, seed: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int | None, float]:
+    """(peak memory on a GPU, seconds of the second step)."""
+    copied = copy.deepcopy(task).to(device).train()
+    recomputed(copied, settings)
+    cuda = [device.index or 0] if device.type == "cuda" else []
     train = data.split("train")
     order, micro = Order(len(train), seed), settings.batch // settings.accumulate
     with torch.random.fork_rng(devices=cuda):
-        optimizer, ema = Optimizer(copied, settings), Ema(copied.model, settings.ema)
-        saved = _Saved(copied)
+        optimizer = settings.optimizer.build(copied, settings)
+        ema = averages(copied.model, settings.ema, settings.offload, optimizer.host)
         if cuda:
-            torch.cuda.reset_peak_memory_stats(chosen)
+            torch.cuda.reset_peak_memory_stats(device)
         seconds = 0.0
         for step in range(2):
             begun = time.perf_counter()
             optimizer.zero()
-            value = torch.zeros((), device=chosen)
+            value = torch.zeros((), device=device)
             for part in range(settings.accumulate):
                 first = step * settings.batch + part * micro
                 batch = train.fetch(order(np.arange(first, first + micro)))
-                with saved.measure(), torch.autocast(chosen.type, dtype, enabled=dtype != torch.float32):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     loss = copied.loss(batch, Draws(seed, first, micro))
                 (loss.value / settings.accumulate).backward()  # type: ignore[no-untyped-call]
                 value += loss.value.detach() / settings.accumulate
             optimizer.step(0.0, value)
             ema.update(step + 1)
-            wait(chosen)
+            wait(device)
             seconds = time.perf_counter() - begun
-    kept = _bytes(list(copied.state_dict().values())) + _bytes(list(ema.state().values()))
-    kept += _bytes(list(optimizer.state().values())) + _bytes(
-        list(trained(copied).values())
-    )  # gradients as the weights
-    memory = torch.cuda.max_memory_allocated(chosen) if cuda else kept + saved.most
-    parameters = sum(p.numel() for p in trained(copied).values())
-    if settings.minutes is not None:
-        steps = int(60 * settings.minutes / seconds)
-        return Estimate(parameters, seconds, memory, settings.minutes, steps * settings.batch)
-    samples = settings.samples or 0
-    return Estimate(parameters, seconds, memory, samples / settings.batch * seconds / 60, samples)
-
-
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-class _Saved:
-    """Counts what autograd keeps for the backward pass: the activations. Weights are counted elsewhere."""
-
-    def __init__(self, task: Task) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in task.parameters()}
-        self._seen: dict[int, int] = {}
-        self.most = 0
-
-    def measure(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """A context in which saved tensors are counted, each storage once."""
-        self._seen = {}
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._weights:
-            self._seen[storage.data_ptr()] = storage.nbytes()
-            self.most = max(self.most, sum(self._seen.values()))
-        return tensor
+    return (torch.cuda.max_memory_allocated(device) if cuda else None), seconds

@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 from sfumato.errors import UserError
 from sfumato.registry import Registered
+from sfumato.spec import Spec
+from sfumato.train.muon import Muon
+from sfumato.train.optim import AdamW, Optimizer
+from sfumato.train.optim8 import AdamW8
 
-# Settings that may differ when a run is resumed: they change how long it goes on and what is seen of it, not what is learnt.
+OPTIMIZERS = (AdamW, AdamW8, Muon)
+
+# Settings that may differ when a run is resumed: they change how long it goes on, what is seen of it and how it is computed,
+# not what is learnt.
 FREE_TO_CHANGE = frozenset(
-    {"minutes", "samples", "checkpoint_minutes", "keep", "log_every", "evaluations", "pictures", "threads", "trackers"}
+    {
+        *(
+            "minutes",
+            "samples",
+            "checkpoint_minutes",
+            "keep",
+            "log_every",
+            "evaluations",
+            "pictures",
+            "threads",
+            "trackers",
+        ),
+        *("compile", "recompute", "memory", "offload"),
+    }
 )
+
+_UNITS = {"": 1 << 30}  # a plain number is GiB
+_UNITS |= {name: 1000**power for power, name in enumerate(("kb", "mb", "gb", "tb"), 1)}
+_UNITS |= {name: 1024**power for power, name in enumerate(("kib", "mib", "gib", "tib"), 1)}
+
+
+def parse_memory(text: str | float, name: str = "train.memory") -> int:
+    """Bytes of `40GiB`, `512MiB`, `6GB`, or `24` (GiB). Raises UserError that names the setting."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", str(text))
+    size = float(found[1]) * _UNITS.get(found[2].lower(), 0) if found else 0.0
+    if size < 1:
+        raise UserError(f"{name} = {text}: not an amount of memory; write 40GiB, 6GB, 512MiB, or 24 for 24 GiB")
+    return int(size)
 
 
 @final
@@ -23,11 +57,17 @@ class Training(Registered, family="training", name="training"):
     batch: samples a step. accumulate: in how many parts a step is computed, to need less memory; the step is the same.
     minutes, samples: the budget, one of the two. With `samples` a run is a function of its settings, bit for bit; with
         `minutes` its length follows the machine, evaluation, pictures and saving included.
-    lr: AdamW's rate. warmup: it rises from 0 over this share of the run, or over so many samples if 1 or more.
+    optimizer: `adamw`; `adamw8`, its moments in 8 bits; `muon`, orthogonal momentum for the matrices of repeated layers.
+    lr: AdamW's rate; the others are scaled so that it fits them too.
+        warmup: it rises from 0 over this share of the run, or over so many samples if 1 or more.
         decay: it falls to 0 in a straight line over this share at the end.
     betas, weight_decay: AdamW's; weights of norms, biases and embeddings do not decay.
     clip: gradients longer than this are shortened to it; 0 for never.
     ema: relative deviations of the averages of the weights (power-function profile, EDM2). The first one is used.
+    recompute: share of the network's blocks, the first ones, that keep no activations and run again in the backward pass.
+    offload: what lies in the host's memory, updated there: the state of the `optimizer`, or `all`, the averages too.
+    memory: of the device, such as 40GiB: `recompute` and then `accumulate` are raised until a step fits it.
+    compile: record a step once and replay it; none: on a GPU.
     drop: share of training samples whose condition is replaced by "anything", which guidance needs.
     precision: bf16 computes matrix products in bfloat16 and keeps weights in float32; auto takes it where the GPU has it.
     checkpoint_minutes: minutes between two checkpoints. keep: how many are kept.
@@ -56,6 +96,11 @@ class Training(Registered, family="training", name="training"):
     pictures: int = 10
     threads: int = 1
     trackers: tuple[Literal["tensorboard"], ...] = ()
+    optimizer: Spec[Optimizer] = field(default_factory=lambda: Spec(AdamW))
+    recompute: float = 0.0
+    offload: Literal["none", "optimizer", "all"] = "none"
+    memory: str | float | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "keep", "log_every", "threads"):
@@ -67,10 +112,13 @@ class Training(Registered, family="training", name="training"):
         self._need("samples", self.samples is None or self.samples >= 1, "must be at least 1")
         self._need("lr", 0 < self.lr < math.inf, "must be above 0; 1e-4 to 1e-3 are usual")
         self._need("decay", 0 <= self.decay <= 1, "is a share of the run, 0 to 1")
+        self._need("recompute", 0 <= self.recompute <= 1, "is a share of the network's blocks, 0 to 1")
         self._need("drop", 0 <= self.drop < 1, "is a share of the samples, at least 0 and below 1")
         self._need("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
         self._need("checkpoint_minutes", self.checkpoint_minutes > 0, "must be above 0")
         self._need("ema", len(self.ema) > 0 and all(0 < std < 0.28 for std in self.ema), "must lie in (0, 0.28)")
+        if self.memory is not None:
+            parse_memory(self.memory)
         if self.minutes is not None and self.samples is not None:
             raise UserError(
                 f"training has two budgets, minutes={self.minutes:g} and samples={self.samples}; set one of them to none"

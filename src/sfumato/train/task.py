@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sfumato.core import Batch, Draws, Loss, Objective, Process
+from sfumato.core import Batch, Draws, Loss, Objective, Planned, Process
 from sfumato.errors import UserError
 from sfumato.model import Model
 from sfumato.registry import Registered
 from sfumato.spec import as_spec
+
+_ASKED = "asked."  # before the names of a conditioner's tensors
 
 
 class Task(nn.Module, ABC):
@@ -26,6 +29,11 @@ class Task(nn.Module, ABC):
         """The process that the losses' times belong to, for curves by noise level."""
         return None
 
+    @property
+    def halved(self) -> nn.Module | None:
+        """The part that computes from half-precision copies of its weights in a captured step; None for nothing."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """Settings by dotted path, for runs that have no recipe: a resume must agree with them."""
         return {}
@@ -33,6 +41,19 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The loss of a batch on the CPU, its mean over the samples as `value`."""
+
+    @property
+    def separable(self) -> bool:
+        """Whether `plan` and `compute` are there: the loss in two halves, so that the second can be captured in a graph."""
+        return False
+
+    def plan(self, batch: Batch, draws: Draws) -> Planned:
+        """The host's half of the loss: all that `compute` needs, as tensors on the CPU."""
+        raise NotImplementedError
+
+    def compute(self, planned: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The device's half: (value, per_sample) of `Loss`, from tensors on the device alone."""
+        raise NotImplementedError
 
 
 @final
@@ -71,11 +92,40 @@ class DiffusionTask(Task):
                 described |= dict(as_spec(part).leaves(f"{name}."))
         return described
 
+    @property
+    def halved(self) -> nn.Module:
+        return self.model.denoiser.network
+
+    @property
+    def separable(self) -> bool:
+        return self.objective.separable and not isinstance(self.process, nn.Module)
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         model = self.model
-        with torch.no_grad():
-            x0 = model.codec.whiten(model.codec.encode(batch.media.to(model.device, non_blocking=True)))
+        x0 = self._clean(batch.media.to(model.device, non_blocking=True))
         cond = model.condition(batch.conditions)
         if cond is not None and model.conditioner is not None and self.drop > 0:
             cond = cond.drop(draws.uniform("drop") < self.drop, model.conditioner.null(len(batch)))
         return self.objective(model.denoiser, x0, cond, draws)
+
+    def plan(self, batch: Batch, draws: Draws) -> Planned:
+        planned = self.objective.plan(self.model.denoiser, draws)
+        tensors = {"media": batch.media, **planned.tensors}
+        if self.model.conditioner is not None:
+            asked = self.model.conditioner.prepare(batch.conditions)
+            tensors |= {_ASKED + name: column for name, column in asked.items()}
+            tensors["drop"] = draws.uniform("drop") < self.drop
+        return Planned(tensors, planned.t)
+
+    def compute(self, planned: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        x0, cond, conditioner = self._clean(planned["media"]), None, self.model.conditioner
+        if conditioner is not None:
+            cond = conditioner({k.removeprefix(_ASKED): v for k, v in planned.items() if k.startswith(_ASKED)})
+            if self.drop > 0:
+                cond = cond.drop(planned["drop"], conditioner.null(len(x0)))
+        return self.objective.compute(self.model.denoiser, x0, cond, planned)
+
+    @torch.no_grad()
+    def _clean(self, media: Tensor) -> Tensor:
+        codec = self.model.codec
+        return codec.whiten(codec.encode(media))

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from sfumato import __version__
-from sfumato.core import Batch, Draws, Loss
+from sfumato.core import Batch, Draws
 from sfumato.core.random import keys
-from sfumato.data import Data, Loader
+from sfumato.data import Data, Loader, Order
 from sfumato.errors import Interrupted, SfumatoError, UserError
 from sfumato.files import DiskFullError
 from sfumato.spec import as_spec
 from sfumato.train.checkpoint import Checkpoints, load_weights, weights
 from sfumato.train.device import choose_device, choose_precision, wait
-from sfumato.train.ema import Ema
 from sfumato.train.guard import PATIENCE, diagnose
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.log import Meter, MetricsLog, Tracker, make_trackers
-from sfumato.train.optim import Optimizer
+from sfumato.train.memory import example, explain_oom, fitted, recomputed
+from sfumato.train.optim_offload import averages
 from sfumato.train.progress import Display, Terminal
 from sfumato.train.run import Run, State
 from sfumato.train.schedule import Budget, Pace
 from sfumato.train.settings import Training
 from sfumato.train.signals import StopSignals
+from sfumato.train.step import Micro, Step, choose_step
 from sfumato.train.task import Task
 
 _READ_EVERY = 20  # steps that may lie unread on a device
@@ -73,16 +75,19 @@ class Trainer:
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_precision(settings.precision, self.device)
-        self.settings, self.run, self.seed = settings, run, seed
+        self.asked, self.run, self.seed = settings, run, seed  # what a resume must agree with
+        self.settings = settings = fitted(task, data, settings, device=self.device, dtype=self.dtype, seed=seed)
         self.data, self.hooks = data, list(hooks)
         self.task = task.to(self.device).train()
+        self.recomputed = recomputed(task, settings)
         self.pace = Pace()
         self.budget = Budget(settings, self.pace)
-        self.optimizer = Optimizer(task, settings)
-        self.ema = Ema(task.model, settings.ema)
+        self.optimizer = settings.optimizer.build(task, settings)
+        self.ema = averages(task.model, settings.ema, settings.offload, self.optimizer.host)
         self.meter = Meter(task.process)
         self.checkpoints: Checkpoints = run.checkpoints(settings.keep)
         self.log = MetricsLog(run.metrics)
+        self.step: Step | None = None  # made when training begins
         self._trackers = list(trackers)
         self._display = display
         self._loss: float | None = None
@@ -98,6 +103,10 @@ class Trainer:
         with self.run.lock(), torch.random.fork_rng(devices=cuda), signals:
             try:
                 return self._fit(display, signals)
+            except torch.OutOfMemoryError as error:
+                batch = example(self.data, self.settings, self.seed)
+                said = explain_oom(self.task, self.settings, batch, device=self.device, dtype=self.dtype)
+                raise SfumatoError(said) from error
             finally:
                 display.close()
                 for tracker in self._trackers:
@@ -107,7 +116,7 @@ class Trainer:
         """Every setting by dotted path: the recipe's if the run has one. A resume must agree with them."""
         if self.run.recipe is not None:
             return dict(self.run.recipe.leaves())
-        own = {"seed": self.seed, **dict(as_spec(self.settings).leaves("train."))}
+        own = {"seed": self.seed, **dict(as_spec(self.asked).leaves("train."))}
         return {**own, **self.task.describe()}
 
     # ------------------------------------------------------------ one run
@@ -140,12 +149,13 @@ class Trainer:
 
     def _loop(self, display: Display, signals: StopSignals) -> None:
         s, pace, budget = self.settings, self.pace, self.budget
-        self._mark = time.monotonic()
         saved_at, self._measured_at = pace.seconds, 0.0
         self._set_state("running")
         train = self.data.split("train")
         micro = s.batch // s.accumulate
         depth = max(2, s.accumulate)
+        self._prepare(display, train, micro)
+        self._mark = time.monotonic()
         with Loader(train, micro, self.seed, pace.samples, threads=s.threads, prefetch=depth) as loader:
             while not budget.done:
                 before = pace.progress
@@ -166,24 +176,41 @@ class Trainer:
 
     def _step(self, loader: Loader) -> tuple[Batch, Draws, float]:
         s, lr = self.settings, self.budget.lr()
-        self.optimizer.zero()
-        parts = []
-        value = torch.zeros((), device=self.device)
-        for _ in range(s.accumulate):
-            numbers, batch = next(loader)
-            draws = Draws(self.seed, int(numbers[0]), len(numbers))
-            self._seed_generators(draws.start)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                loss = self.task.loss(batch, draws)
-            part = loss.value if s.accumulate == 1 else loss.value / s.accumulate
-            part.backward()  # type: ignore[no-untyped-call]
-            value += part.detach()
-            parts.append(Loss(loss.value.detach(), loss.per_sample.detach(), loss.t))
-        norm, bad = self.optimizer.step(lr, value)
+        last: list[Micro] = []
+
+        def micros() -> Iterator[Micro]:
+            for _ in range(s.accumulate):
+                numbers, batch = next(loader)
+                last[:] = [(batch, Draws(self.seed, int(numbers[0]), len(numbers)))]
+                yield last[0]
+
+        assert self.step is not None
+        value, norm, bad, parts = self.step(micros(), s.accumulate, lr, self.pace.step + 1)
         self.budget.advance(s.batch)
-        self.ema.update(self.pace.step)
         self.meter.add(value, norm, bad, parts)
-        return batch, draws, lr
+        return *last[0], lr
+
+    def _prepare(self, display: Display, train: Data, size: int) -> None:
+        """Record the step, where it is recorded, before the clock starts."""
+        first = self.pace.samples
+        order = Order(len(train), self.seed)
+        batch = train.fetch(order(np.arange(first, first + size)))
+        self.step = choose_step(
+            self.task,
+            self.optimizer,
+            self.ema,
+            self.dtype,
+            self._seed_generators,
+            record=self.settings.compile,
+            micro=(batch, Draws(self.seed, first, size)),
+            count=self.settings.accumulate,
+            in_the_way=None if self.recomputed.capturable else "dropout in recomputed blocks draws on the host",
+            say=display.say,
+        )
+        if self.step.setup_seconds > 1:
+            display.say(
+                f"the step was recorded for the GPU in {self.step.setup_seconds:.0f} s, which the budget does not count"
+            )
 
     def _seed_generators(self, number: int) -> None:
         """Make dropout a function of the sample number: there is no generator's state to save, on any device."""

@@ -1,0 +1,99 @@
+"""Fused parts for a GPU: each equals a plain one within rounding (tests/nn/test_fused.py), with fewer passes over memory.
+
+They are taken for networks of half precision on CUDA where Triton is installed; everywhere else the plain parts run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_HALF = (torch.bfloat16, torch.float16)
+_off = 0
+_pretended = 0
+_interpreted = False  # tests run the kernels on the CPU
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside, no fused part is used."""
+    global _off
+    _off += 1
+    try:
+        yield
+    finally:
+        _off -= 1
+
+
+@contextmanager
+def pretended() -> Iterator[None]:
+    """Inside, fused parts take tensors on `meta` as they would a GPU's, for predictions of memory."""
+    global _pretended
+    _pretended += 1
+    try:
+        yield
+    finally:
+        _pretended -= 1
+
+
+def has_triton() -> bool:
+    """Whether kernels can be compiled here."""
+    return find_spec("triton") is not None
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether a fused part takes x (B, C, *S) with weights of this type: half precision on CUDA, first derivatives only."""
+    if _off or x.dtype != weight.dtype or torch.compiler.is_compiling():
+        return False
+    half = x.dtype in _HALF and ((x.is_cuda and has_triton()) or (x.is_meta and _pretended > 0))
+    if not (_interpreted or half):
+        return False
+    if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+        return False
+    return torch._C._functorch.maybe_current_level() is None
+
+
+def res_block(
+    x: Tensor, skip: Tensor | None, mod: Tensor, norms: tuple[nn.GroupNorm, nn.GroupNorm], convs: Sequence[nn.Module],
+    shortcut: nn.Linear | None,
+) -> Tensor:  # fmt: skip
+    """A residual block of [x | skip] as one function: see `sfumato.nn.fused.blocks.ResBlock`."""
+    from sfumato.nn.fused.blocks import ResBlock
+
+    (one, two), (first, second) = norms, convs
+    out: Tensor = ResBlock.apply(  # type: ignore[no-untyped-call]
+        x, skip, mod, one.weight, one.bias, first.weight, first.bias, two.weight, two.bias, second.weight, second.bias,
+        None if shortcut is None else shortcut.weight, None if shortcut is None else shortcut.bias,
+        (one.num_groups, two.num_groups), one.eps,
+    )  # fmt: skip
+    return out
+
+
+def group_norm(norm: nn.GroupNorm, x: Tensor, act: bool) -> Tensor:
+    """GN(x), or SiLU(GN(x))."""
+    from sfumato.nn.fused.blocks import GroupNorm
+
+    out: Tensor = GroupNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, act)  # type: ignore[no-untyped-call]
+    return out
+
+
+def linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> Tensor:
+    """beside + module(x) for tokens (B, N, K)."""
+    from sfumato.nn.fused.blocks import Linear
+
+    rows = None if beside is None else beside.flatten(0, 1)
+    out: Tensor = Linear.apply(rows, x.flatten(0, 1), module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:2], -1)
+
+
+def conv(module: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """module(x), padded by half its kernel."""
+    from sfumato.nn.fused.blocks import Conv
+
+    out: Tensor = Conv.apply(x, module.weight, module.bias, module.stride)  # type: ignore[no-untyped-call]
+    return out

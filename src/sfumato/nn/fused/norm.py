@@ -1,0 +1,210 @@
+"""Group norm with what comes before and after it in one kernel, forward and backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TILE = 32768  # elements of a tile: what a multiprocessor's registers hold in half precision
+_AIM = 8192  # elements of a tile if the field allows
+_NARROW, _WIDE = 32, 128  # channels of a tile
+_PART = 1024  # rows that one program sums
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What a norm reads, the field apart: settings and the tensors that go with it.
+
+    gamma, beta: (C,). bias (C,) and add (B, C) are added to the field before the norm; scale and shift (B, C) act after it.
+    add, scale and shift have equal row strides. stats: mean and 1 / deviation of every sample's groups, (2, B, G) float32.
+    """
+
+    groups: int
+    eps: float
+    act: bool
+    gamma: Tensor
+    beta: Tensor
+    bias: Tensor | None = None
+    add: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    @property
+    def stride(self) -> int:
+        """Elements from one sample's modulation to the next one's."""
+        some = self.scale if self.scale is not None else self.add
+        return 0 if some is None else some.stride(0)
+
+    def tile(self, positions: int, channels: int, most: int) -> dict[str, Any]:
+        """How the field is cut: whole groups of channels, and all positions at once where they fit.
+
+        Measured on an H100 (docs/performance.md): 32 channels of 16 x 16 positions and more, 16 where that is too much for
+        the registers, and more of a smaller field, so that a program has some thousand elements.
+        """
+        per, rows = channels // self.groups, _power(positions)
+        wide = max(_power(per), min(_WIDE, max(_NARROW, _AIM // rows), max(16, most // rows)))
+        once = rows * wide <= most
+        if not once:
+            rows, wide = min(rows, 256), max(_power(per), _NARROW)
+        groups = max(1, min(self.groups, wide // per))
+        wide = _power(groups * per)
+        warps = max(2, min(8, rows * wide // 1024))
+        return {"PER": per, "GROUPS": groups, "ROWS": rows, "CHANNELS": wide, "ONCE": once, "num_warps": warps}
+
+    def flags(self) -> dict[str, bool]:
+        """Which of the optional parts are there."""
+        return {
+            "HAS_BIAS": self.bias is not None,
+            "HAS_ADD": self.add is not None,
+            "HAS_SCALE": self.scale is not None,
+            "ACT": self.act,
+        }
+
+
+def _launch(name: str, grid: tuple[int, int], *args: Any, **settings: Any) -> None:
+    """Run a kernel; not on tensors without numbers, with which a step is simulated."""
+    if args[0].is_meta:
+        return
+    from sfumato.nn.fused import kernels
+
+    getattr(kernels, name)[grid](*args, **settings)
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _sizes(first: Tensor, second: Tensor | None) -> tuple[int, int, int]:
+    """(positions, channels of first, channels of second)."""
+    return first[0, 0].numel(), first.shape[1], 0 if second is None else second.shape[1]
+
+
+def field_like(x: Tensor, channels: int) -> Tensor:
+    """An empty field of other channels with x's size and type, in channels-last memory."""
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return torch.empty((x.shape[0], channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def norm_forward(first: Tensor, second: Tensor | None, n: Normed, stats: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(normed field, stats) of [first | second]. stats given: they are used instead of computed."""
+    positions, c1, c2 = _sizes(first, second)
+    out = field_like(first, c1 + c2)
+    known = stats is not None
+    if stats is None:
+        stats = torch.empty(2, len(first), n.groups, dtype=torch.float32, device=first.device)
+    tile = n.tile(positions, c1 + c2, _TILE)
+    dummy = first  # stands where a pointer is not read
+    _launch(
+        "norm_forward", (-(-n.groups // tile["GROUPS"]), len(first)),
+        first, _or(second, dummy), out, _or(n.bias, dummy), _or(n.add, dummy), n.gamma, n.beta, _or(n.scale, dummy),
+        _or(n.shift, dummy), stats[0], stats[1], n.groups, n.stride, n.eps,
+        S=positions, C1=c1, C2=c2, **tile, **n.flags(), KNOWN=known,
+    )  # fmt: skip
+    return out, stats
+
+
+@dataclass(frozen=True)
+class NormGrads:
+    """first, second: of the field. gamma, beta, bias: (C,) float32; add: (B, C) float32. modulation: (B, 2 C), of scale and
+    shift. beside: (C,) float32, sums over the batch and field of what was passed on."""
+
+    first: Tensor
+    second: Tensor | None
+    gamma: Tensor
+    beta: Tensor
+    bias: Tensor | None
+    add: Tensor | None
+    modulation: Tensor | None
+    beside: Tensor | None
+
+
+def norm_backward(
+    first: Tensor,
+    second: Tensor | None,
+    grad: Tensor,
+    n: Normed,
+    stats: Tensor,
+    beside: tuple[Tensor, Tensor | None] | None = None,
+) -> NormGrads:
+    """Gradients of `norm_forward` for grad (B, C, *S); `beside` is added to the field's."""
+    positions, c1, c2 = _sizes(first, second)
+    batch, channels, device = len(first), c1 + c2, first.device
+    tile = n.tile(positions, channels, _TILE // 2)
+    dfirst = torch.empty_like(first)
+    dsecond = None if second is None else torch.empty_like(second)
+    shifted = n.bias is not None or n.add is not None
+    count = 2 + shifted + (beside is not None)
+    sums = torch.empty(batch, count, channels, dtype=torch.float32, device=device)
+    mod = None if n.scale is None else n.scale.new_empty(batch, 2 * channels)
+    _launch(
+        "norm_backward", (-(-n.groups // tile["GROUPS"]), batch),
+        first, _or(second, sums), grad, dfirst, _or(dsecond, sums),
+        sums if beside is None else beside[0], sums if beside is None else _or(beside[1], sums),
+        _or(n.bias, sums), _or(n.add, sums), n.gamma, n.beta, _or(n.scale, sums), _or(n.shift, sums),
+        stats[0], stats[1], sums, _or(mod, sums), sums if mod is None else mod[:, channels:],
+        n.groups, n.stride, 2 * channels,
+        S=positions, C1=c1, C2=c2, **tile, **n.flags(), BESIDE=beside is not None, SUMS=count,
+    )  # fmt: skip
+    over = column_sums(sums.view(batch, count * channels)).view(count, channels)
+    return NormGrads(
+        dfirst,
+        dsecond,
+        over[0],
+        over[1],
+        over[2] if shifted else None,
+        sums[:, 2] if shifted else None,
+        mod,
+        over[-1] if beside is not None else None,
+    )
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    return other if tensor is None else tensor
+
+
+def mix(
+    beside: Tensor | None, first: Tensor, second: Tensor | None, weight: Tensor | None, *biases: Tensor | None
+) -> Tensor:
+    """beside + [first | second] weight^T + biases, for rows (M, K1), (M, K2), weight (N, K1 + K2); without a weight
+    beside + first + biases. One pass over each."""
+    rows = len(first)
+    wide = first.shape[1] if weight is None else weight.shape[0]
+    out = torch.empty(rows, wide, dtype=first.dtype, device=first.device)
+    given = [b for b in biases if b is not None]
+    b1, b2 = [*given, None, None][:2]
+    if weight is None:
+        tile = {"BLOCK_M": 64, "BLOCK_N": min(128, _power(wide)), "BLOCK_K": 16, "num_warps": 4}
+    else:
+        tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    grid = (-(-wide // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"]))
+    _launch(
+        "mix", grid,
+        _or(beside, first), first, _or(second, first), _or(weight, first), _or(b1, first), _or(b2, first), out, rows,
+        N=wide, K1=first.shape[1], K2=0 if second is None else second.shape[1],
+        BESIDE=beside is not None, HAS_BIAS=b1 is not None, HAS_BIAS2=b2 is not None, PRODUCT=weight is not None, **tile,
+    )  # fmt: skip
+    return out
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over the rows of x (M, N), float32 (N,), in an order that does not depend on the run."""
+    rows, wide = x.shape
+    parts = 1 if rows <= _PART else min(-(-rows // _PART), 512)
+    block_n = 32 if parts == 1 else min(128, _power(wide))
+    out = torch.empty(parts, wide, dtype=torch.float32, device=x.device)
+    _launch(
+        "column_sums",
+        (-(-wide // block_n), parts),
+        x,
+        out,
+        rows,
+        N=wide,
+        PER=-(-rows // parts),
+        BLOCK_M=4096 // block_n,
+        BLOCK_N=block_n,
+        num_warps=4,
+    )
+    return out[0] if parts == 1 else column_sums(out)

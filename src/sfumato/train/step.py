@@ -1,0 +1,303 @@
+"""One step of training: as it is written, or recorded once and replayed by the GPU.
+
+Both compute the same. On the way from one to the other nothing is approximated but the type of matrix products, which a
+GPU step has in bfloat16 either way.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core import Batch, Draws, Loss, Planned, on_device
+from sfumato.errors import UserError
+from sfumato.nn.captured import quickest_kernels, regional
+from sfumato.train.ema import Ema
+from sfumato.train.optim import Optimizer
+from sfumato.train.optim_offload import HostEma
+from sfumato.train.task import Task
+
+Micro = tuple[Batch, Draws]
+Averages = Ema[Any] | HostEma[Any]
+Seed = Callable[[int], None]  # sets torch's generators from a sample number
+
+_WARM_UP = 2  # steps before recording: libraries choose their kernels in them
+_MOST_GRAPHS = 8  # shapes of a batch that are recorded; any other is computed as it is written
+
+
+class Stepped(NamedTuple):
+    """The mean loss, the gradient's norm, 1 if the step was left out, and the losses of its parts: all on the device."""
+
+    value: Tensor
+    norm: Tensor
+    bad: Tensor
+    parts: list[Loss]
+
+
+class Step(ABC):
+    """Makes optimizer steps of a task. setup_seconds: what recording and compiling has taken so far."""
+
+    setup_seconds: float = 0.0
+
+    @abstractmethod
+    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
+        """Step `number` = 1, 2, ... on `count` parts of a batch."""
+
+
+@final
+@dataclass
+class PlainStep(Step):
+    """The step as it is written."""
+
+    task: Task
+    optimizer: Optimizer
+    ema: Averages
+    dtype: torch.dtype
+    seed: Seed
+
+    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
+        self.optimizer.zero()
+        value, parts = torch.zeros((), device=next(self.task.parameters()).device), []
+        for batch, draws in micros:
+            self.seed(draws.start)
+            loss = plain_loss(self.task, batch, draws, self.dtype)
+            part = loss.value if count == 1 else loss.value / count
+            part.backward()  # type: ignore[no-untyped-call]
+            value += part.detach()
+            parts.append(Loss(loss.value.detach(), loss.per_sample.detach(), loss.t))
+        norm, bad = self.optimizer.step(lr, value)
+        self.ema.update(number)
+        return Stepped(value, norm, bad, parts)
+
+
+def plain_loss(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype) -> Loss:
+    """The loss with matrix products in `dtype`."""
+    device = next(task.parameters()).device.type
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        return task.loss(batch, draws)
+
+
+def working_copy(task: Task, dtype: torch.dtype) -> tuple[Task, list[tuple[nn.Parameter, nn.Parameter]]]:
+    """A task that shares everything with `task` but the weights of its `halved` part, which are copies of type `dtype`;
+    and the pairs (weight, copy). Gains and offsets of norms stay shared: they are few, and near 1."""
+    shared: dict[int, object] = {id(t): t for t in [*task.parameters(), *task.buffers()]}
+    copied = copy.deepcopy(task, shared)
+    pairs: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    for module in copied.halved.modules() if copied.halved is not None else ():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+            continue
+        for name, p in module.named_parameters(recurse=False):
+            if p.is_floating_point():
+                half = nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+                pairs.setdefault(id(p), (p, half))
+                setattr(module, name, pairs[id(p)][1])
+    return copied, list(pairs.values())
+
+
+class _Recorded(NamedTuple):
+    """A graph of a loss and its gradients: what it reads and what it leaves behind."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: dict[str, Tensor]
+    value: Tensor
+    per_sample: Tensor
+
+
+@final
+class GraphStep(Step):
+    """The step as two CUDA graphs: loss and gradients of a part of the batch, then clip, optimizer, averages and copies.
+
+    The network computes from half-precision copies of its weights, renewed after every step, so that nothing is cast on the
+    way; weights, gradients' sums, moments and averages are float32. The host makes what is random or comes from a schedule
+    (`Task.plan`), copies it to where the graph reads, and goes on: no step waits for the device.
+    """
+
+    def __init__(self, task: Task, optimizer: Optimizer, ema: Ema[nn.Module], dtype: torch.dtype, seed: Seed) -> None:
+        self.task, self.optimizer, self.ema, self.dtype, self.seed = task, optimizer, ema, dtype, seed
+        self.working, self._pairs = working_copy(task, dtype)
+        self._device = next(task.parameters()).device
+        self._pairs = [(p, half) for p, half in self._pairs if p.requires_grad]
+        self._sums = [torch.zeros_like(p) for p in optimizer.parameters.values()]
+        for p, total in zip(optimizer.parameters.values(), self._sums):
+            p.grad = total
+        self._graphs: dict[object, _Recorded] = {}
+        self._update: torch.cuda.CUDAGraph | None = None
+        self._pool: Any = None
+        self._value, self._lr = (torch.zeros((), device=self._device) for _ in range(2))
+        self._weights = torch.zeros(len(ema.gammas), device=self._device)
+        self._found: tuple[Tensor, Tensor] | None = None
+        self.setup_seconds = 0.0
+        self._renew()
+        regional(self.working.halved)
+
+    def prepare(self, micro: Micro, count: int = 1) -> None:
+        """Record what a step of `count` such parts needs; no weight is changed."""
+        batch, draws = micro
+        self._recorded(self.task.plan(batch, draws).tensors, count)
+        self._recorded_update()
+
+    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
+        update = self._recorded_update()
+        torch._foreach_zero_(self._sums)
+        self._value.zero_()
+        parts = []
+        for batch, draws in micros:
+            planned = self.task.plan(batch, draws)
+            recorded = self._recorded(planned.tensors, count)
+            self.seed(draws.start)
+            if recorded is None:
+                parts.append(self._written(planned, count))
+                continue
+            for name, value in planned.tensors.items():
+                recorded.inputs[name].copy_(_pinned(value), non_blocking=True)
+            recorded.graph.replay()
+            parts.append(Loss(recorded.value.clone(), recorded.per_sample.clone(), planned.t))
+        numbers = torch.tensor([lr, *self.ema.weights(number)])
+        numbers = on_device(numbers, self._device)
+        self._lr.copy_(numbers[0])
+        self._weights.copy_(numbers[1:])
+        update.replay()
+        assert self._found is not None
+        norm, bad = (v.clone() for v in self._found)
+        return Stepped(self._value.clone(), norm, bad, parts)
+
+    # ------------------------------------------------------------ recording
+
+    def _recorded(self, tensors: Mapping[str, Tensor], count: int) -> _Recorded | None:
+        key = (count, *((name, v.shape, v.dtype) for name, v in tensors.items()))
+        if key not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
+            self._graphs[key] = self._record(tensors, count)
+        return self._graphs.get(key)
+
+    def _record(self, tensors: Mapping[str, Tensor], count: int) -> _Recorded:
+        begun = time.monotonic()
+        kept = [total.clone() for total in self._sums]
+        value = self._value.clone()
+        inputs = {name: v.to(self._device) for name, v in tensors.items()}
+        with quickest_kernels():
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self._gradients(inputs, count)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                mean, each = self._gradients(inputs, count)
+        self._pool = graph.pool()
+        torch._foreach_copy_(self._sums, kept)
+        self._value.copy_(value)
+        torch.cuda.synchronize(self._device)
+        self.setup_seconds += time.monotonic() - begun
+        return _Recorded(graph, inputs, mean, each)
+
+    def _recorded_update(self) -> torch.cuda.CUDAGraph:
+        if self._update is None:
+            begun = time.monotonic()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._found = self.optimizer.step(self._lr, self._value)
+                self.ema.take(self._weights)
+                self._renew()
+            self._update = graph
+            self.setup_seconds += time.monotonic() - begun
+        return self._update
+
+    # ------------------------------------------------------------ what is recorded
+
+    def _gradients(self, inputs: Mapping[str, Tensor], count: int) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a part's loss to those of the weights."""
+        with torch.autocast(self._device.type, self.dtype, cache_enabled=False):
+            value, each = self.working.compute(inputs)
+        (value / count).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self._value.add_(value.detach() / count)
+            self._gather()
+        return value.detach(), each
+
+    def _gather(self) -> None:
+        """Move the gradients of the copies to the weights."""
+        sums, found = [], []
+        for p, half in self._pairs:
+            if p.grad is not None and half.grad is not None:
+                sums.append(p.grad)
+                found.append(half.grad)
+        wide = [torch.empty_like(total) for total in sums]
+        torch._foreach_copy_(wide, found)
+        torch._foreach_add_(sums, wide)
+        for _, half in self._pairs:
+            half.grad = None
+
+    def _written(self, planned: Planned, count: int) -> Loss:
+        inputs = {name: on_device(v, self._device) for name, v in planned.tensors.items()}
+        value, each = self._gradients(inputs, count)
+        return Loss(value, each, planned.t)
+
+    @torch.no_grad()
+    def _renew(self) -> None:
+        """Bring the copies up to date."""
+        torch._foreach_copy_([half.data for _, half in self._pairs], [p.data for p, _ in self._pairs])
+
+
+def choose_step(
+    task: Task,
+    optimizer: Optimizer,
+    ema: Averages,
+    dtype: torch.dtype,
+    seed: Seed,
+    *,
+    record: bool | None,
+    micro: Micro,
+    count: int,
+    say: Callable[[str], None],
+    in_the_way: str | None = None,
+) -> Step:
+    """A step that is ready for such a batch: recorded on a GPU in half precision where that is possible, else as written.
+
+    micro, count: a part of a batch, and how many parts a step has. record: `train.compile`; True raises UserError where
+    recording is not possible, None says so where it fails in the attempt. in_the_way: a reason of the caller's not to.
+    """
+    plain = PlainStep(task, optimizer, ema, dtype, seed)
+    reason = _in_the_way(task, optimizer, dtype) or in_the_way
+    if record is False or (record is None and reason is not None):
+        return plain
+    if reason is not None:
+        raise UserError(f"train.compile = true: {reason}; leave it unset")
+    assert isinstance(ema, Ema)  # averages on the host come with an optimizer there
+    step = GraphStep(task, optimizer, ema, dtype, seed)
+    try:
+        step.prepare(micro, count)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if record:
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        say(f"warning: the step could not be recorded for the GPU and is computed as written ({first[:160]})")
+        optimizer.zero()
+        return plain
+    return step
+
+
+def _in_the_way(task: Task, optimizer: Optimizer, dtype: torch.dtype) -> str | None:
+    """Why a step can't be recorded."""
+    if next(task.parameters()).device.type != "cuda":
+        return "steps are recorded on CUDA devices only"
+    if dtype == torch.float32:
+        return "steps are recorded in half precision only, train.precision=bf16"
+    if not task.separable:
+        return "this objective or process computes on the host between two parts of the network's work"
+    if not optimizer.capturable:
+        return "with train.offload the host takes part in every step"
+    return None
+
+
+def _pinned(value: Tensor) -> Tensor:
+    return value if value.is_pinned() else value.pin_memory()

@@ -1,0 +1,152 @@
+"""Fused parts against the plain ones: in Triton's interpreter on a CPU, in bfloat16 on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato.core import CondShape
+from sfumato.core.philox import normal, plain_normal
+from sfumato.nn import UNet, fused
+
+pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not installed")
+CUDA = torch.cuda.is_available()
+
+NETWORKS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((3, 8, 8), {"width": 16, "mults": (1, 2, 2), "blocks": 1, "modulation": "shift"}),
+    ((3, 8, 8), {"width": 16, "mults": (1, 2), "blocks": 2}),
+    ((3, 7, 5), {"width": 24, "mults": (1, 2), "blocks": 1, "groups": 4}),
+    ((2, 11), {"width": 16, "mults": (1, 2), "blocks": 1}),
+    ((2, 3, 4, 5), {"width": 8, "mults": (1, 2), "blocks": 1}),
+]
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if CUDA:
+        pytest.skip("kernels run for real here")
+    monkeypatch.setattr(fused, "_interpreted", True)
+    yield
+
+
+def _network(shape: tuple[int, ...], settings: dict[str, Any]) -> UNet:
+    torch.manual_seed(0)
+    network = UNet(shape, CondShape(tokens=6), **settings)
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.15) if p.ndim > 1 else nn.init.normal_(p, mean=0.5, std=0.2)
+    return network
+
+
+def _run(network: UNet, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    from sfumato.core import Cond
+
+    network.zero_grad()
+    x = x.clone().requires_grad_()
+    device, dtype = x.device, x.dtype
+    tokens = torch.linspace(-1, 1, len(x) * 18).view(len(x), 3, 6).to(device, dtype)
+    out = network(x, torch.linspace(0.1, 0.9, len(x), device=device), Cond(tokens=tokens))
+    ramp = torch.arange(out.numel(), device=device).view_as(out).sin()
+    (out.float() * ramp).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    return out.detach(), x.grad, {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize(("shape", "settings"), NETWORKS)
+def test_a_unet_of_fused_parts_equals_the_plain_one(
+    interpreted: None, shape: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    network, x = _network(shape, settings), torch.randn(2, *shape)
+    ours = _run(network, x)
+    with fused.plain():
+        theirs = _run(network, x)
+    assert not torch.equal(ours[0], theirs[0])  # the fused parts did run
+    assert _apart(ours[0], theirs[0]) < 2e-6
+    assert _apart(ours[1], theirs[1]) < 5e-6
+    assert ours[2].keys() == theirs[2].keys()
+    for name, grad in theirs[2].items():
+        assert _apart(ours[2][name], grad) < 1e-4, name
+
+
+@pytest.mark.parametrize("positions", [40, 1200])
+def test_a_field_that_does_not_fit_into_one_tile_is_normed_in_parts(
+    interpreted: None, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfumato.nn.fused import norm
+    from sfumato.nn.norm import GroupNorm
+
+    monkeypatch.setattr(norm, "_TILE", 1024)
+    layer, x = GroupNorm(4, 48), torch.randn(2, 48, 1, positions) + 40  # a mean far from 0 costs no digits
+    nn.init.normal_(layer.weight, 1)
+    results = []
+    for plain, kind in ((False, torch.float32), (True, torch.float32), (True, torch.float64)):
+        layer, at = layer.to(kind), x.to(kind).contiguous(memory_format=torch.channels_last).requires_grad_()
+        if plain:
+            with fused.plain():
+                out = layer(at, act=True)
+        else:
+            out = layer(at, act=True)
+        out.square().sum().backward()
+        assert at.grad is not None
+        results.append((out.detach(), at.grad))
+    for ours, theirs, exact in zip(*results):
+        assert _apart(ours, exact) < 1.5 * _apart(theirs, exact) + 2e-6
+
+
+def test_the_noise_kernel_equals_the_plain_generator() -> None:
+    keys = torch.tensor([5, -7, 123456789123, 2**62 + 11])
+    if CUDA:
+        made = normal(keys.cuda(), (3, 7, 11)).cpu()
+    else:
+        from sfumato.core.philox_kernel import fill
+
+        made = torch.zeros(4, 231)
+        fill(keys, made)
+    assert torch.allclose(made.flatten(1), plain_normal(keys, 231), atol=2e-6, rtol=0)
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize(("shape", "settings"), [*NETWORKS, ((3, 32, 32), {"width": 64, "mults": (1, 2, 2)})])
+def test_in_bfloat16_the_fused_parts_are_as_near_to_float64_as_the_plain_ones(
+    shape: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    x = torch.randn(4, *shape)
+    exact = _run(_network(shape, settings).double(), x.double())
+    found = []
+    for plain in (False, True):
+        network = _network(shape, settings).cuda().to(torch.bfloat16)
+        if plain:
+            with fused.plain():
+                found.append(_run(network, x.cuda().to(torch.bfloat16)))
+        else:
+            found.append(_run(network, x.cuda().to(torch.bfloat16)))
+    ours, theirs = found
+    for i in (0, 1):
+        assert _apart(ours[i].cpu(), exact[i]) < 1.2 * _apart(theirs[i].cpu(), exact[i]) + 2e-3
+    whole = [torch.cat([g[2][k].cpu().double().flatten() for k in exact[2]]) for g in (ours, theirs, exact)]
+    assert _apart(whole[0], whole[2]) < 1.2 * _apart(whole[1], whole[2]) + 2e-3
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+def test_a_captured_network_is_the_network() -> None:
+    from sfumato.nn.captured import Captured
+
+    network = _network((3, 8, 8), {"width": 32, "mults": (1, 2), "blocks": 1}).cuda().to(torch.bfloat16).eval()
+    from sfumato.core import Cond
+
+    captured = Captured(network)
+    with torch.no_grad():
+        for n in (4, 2, 4):
+            x = torch.randn(n, 3, 8, 8, device="cuda", dtype=torch.bfloat16)
+            u, cond = torch.rand(n, device="cuda"), Cond(tokens=torch.randn(n, 3, 6, device="cuda", dtype=x.dtype))
+            assert _apart(captured(x, u, cond), network(x, u, cond)) < 1e-2
+            again = captured(x, u, cond)
+            assert torch.equal(again, captured(x, u, cond))
+        assert len(captured._graphs) == 2

@@ -1,0 +1,112 @@
+"""The recorded step against the step as it is written."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.codecs import Arrays
+from sfumato.conditioners import Label
+from sfumato.core import Batch, DataInfo, DenoisingLoss, Draws, Flow, NetDenoiser, Velocity, on_device
+from sfumato.errors import UserError
+from sfumato.model import Model
+from sfumato.nn import DiT, UNet
+from sfumato.train import DiffusionTask, Training
+from sfumato.train.ema import Ema
+from sfumato.train.step import GraphStep, PlainStep, Step, choose_step, working_copy
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+INFO = DataInfo((3, 8, 8), "array", labels=("a", "b", "c"))
+
+
+def _task(kind: str = "unet") -> DiffusionTask:
+    torch.manual_seed(0)
+    label = Label(INFO, width=16)
+    network = (
+        UNet((3, 8, 8), label.shape, width=32, mults=(1, 2), blocks=1)
+        if kind == "unet"
+        else DiT((3, 8, 8), label.shape, width=64, depth=2, heads=2)
+    )
+    return DiffusionTask(Model(NetDenoiser(network, Flow(), Velocity()), Arrays(INFO), label, INFO), DenoisingLoss())
+
+
+def _batch(number: int, n: int = 16) -> tuple[Batch, Draws]:
+    generator = torch.Generator().manual_seed(number)
+    media = torch.randn(n, 3, 8, 8, generator=generator)
+    return Batch(media, {"label": torch.arange(n) % 3}), Draws(3, number * n, n)
+
+
+def _step(task: DiffusionTask, *, record: bool | None, count: int = 1, dtype: torch.dtype = torch.bfloat16) -> Step:
+    settings = Training(samples=1, batch=16, lr=1e-2)
+    optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
+    said: list[str] = []
+    step = choose_step(
+        task, optimizer, ema, dtype, lambda _: None, record=record, micro=_batch(0), count=count, say=said.append
+    )
+    assert not said
+    return step
+
+
+def test_the_two_halves_are_the_loss() -> None:
+    task = _task()
+    batch, draws = _batch(1)
+    whole = task.loss(batch, draws)
+    planned = task.plan(batch, draws)
+    value, each = task.compute({k: on_device(v, torch.device("cpu")) for k, v in planned.tensors.items()})
+    assert torch.equal(value, whole.value) and torch.equal(each, whole.per_sample) and torch.equal(planned.t, whole.t)
+
+
+def test_a_working_copy_shares_everything_but_the_weights_of_the_network() -> None:
+    task = _task()
+    copied, pairs = working_copy(task, torch.bfloat16)
+    ours, theirs = dict(task.named_parameters()), dict(copied.named_parameters())
+    assert ours.keys() == theirs.keys()
+    halved = {k for k in ours if ours[k] is not theirs[k]}
+    assert halved == {k for k in ours if k.startswith("model.denoiser.network.") and "norm" not in k}
+    assert all(theirs[k].dtype == torch.bfloat16 for k in halved) and len(pairs) == len(halved)
+    assert all(torch.equal(half, p.to(torch.bfloat16)) for p, half in pairs)
+
+
+def test_on_a_cpu_steps_are_as_written_and_asking_for_more_is_refused() -> None:
+    assert isinstance(_step(_task(), record=None, dtype=torch.float32), PlainStep)
+    with pytest.raises(UserError, match=r"compile = true: .*CUDA"):
+        _step(_task().cpu(), record=True)
+
+
+@GPU
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_recorded_step_learns_what_the_written_one_learns(kind: str, count: int) -> None:
+    first = _task(kind)
+    tasks = [copy.deepcopy(first).cuda().train() for _ in range(2)]
+    steps = [_step(task, record=record, count=count) for task, record in zip(tasks, (True, False))]
+    assert [type(step) for step in steps] == [GraphStep, PlainStep]
+    losses: list[list[float]] = [[], []]
+    for number in range(1, 31):
+        for step, found in zip(steps, losses):
+            micros = [_batch(number * count + i) for i in range(count)]
+            done = step(micros, count, 3e-3, number)
+            found.append(float(done.value))
+            assert float(done.bad) == 0 and len(done.parts) == count
+    ours, theirs = (torch.tensor(found) for found in losses)
+    assert (ours - theirs).abs().max() < 0.02 * theirs.max()
+    assert float(ours[-5:].mean()) < 0.9 * float(ours[:5].mean())
+    moved = sum(float((p - q.cuda()).norm() ** 2) for p, q in zip(tasks[0].parameters(), first.parameters())) ** 0.5
+    apart = sum(float((p - q).norm() ** 2) for p, q in zip(tasks[0].parameters(), tasks[1].parameters())) ** 0.5
+    assert apart < 0.15 * moved
+
+
+@GPU
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    task = _task().cuda().train()
+    step = _step(task, record=True)
+    step([_batch(1)], 1, 1e-3, 1)
+    before = copy.deepcopy(task.state_dict())
+    batch, draws = _batch(2)
+    batch.media[0] = float("nan")
+    assert float(step([(batch, draws)], 1, 1e-3, 2).bad) == 1
+    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
+    assert float(step([_batch(3)], 1, 1e-3, 3).bad) == 0

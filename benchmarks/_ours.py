@@ -105,7 +105,7 @@ def train_step(kind: Kind, batch: int, device: torch.device) -> Work:
 
     def run() -> None:
         nonlocal done
-        step([(asked, Draws(0, done * batch, batch))], 1, 1e-4, done + 1)
+        step([(asked, Draws(0, done * batch, batch))], 1e-4, done + 1)
         done += 1
 
     note = f"bf16, {type(step).__name__}" + (", output of learned variance left unused" if kind == "dit" else "")

@@ -13,9 +13,10 @@ from sfumato.conditioners import Label
 from sfumato.core import Batch, DataInfo, DenoisingLoss, Draws, Flow, NetDenoiser, Velocity, on_device
 from sfumato.errors import UserError
 from sfumato.model import Model
-from sfumato.nn import DiT, UNet
-from sfumato.train import DiffusionTask, Training
+from sfumato.nn import DiT, UNet, fused
+from sfumato.train import AdamW, DiffusionTask, Training, fused_update
 from sfumato.train.ema import Ema
+from sfumato.train.fused_update import FusedUpdate
 from sfumato.train.step import GraphStep, PlainStep, Step, choose_step, working_copy
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -88,7 +89,7 @@ def test_a_recorded_step_learns_what_the_written_one_learns(kind: str, count: in
     for number in range(1, 31):
         for step, found in zip(steps, losses):
             micros = [_batch(number * count + i) for i in range(count)]
-            done = step(micros, count, 3e-3, number)
+            done = step(micros, 3e-3, number)
             found.append(float(done.value))
             assert float(done.bad) == 0 and len(done.parts) == count
     ours, theirs = (torch.tensor(found) for found in losses)
@@ -99,14 +100,53 @@ def test_a_recorded_step_learns_what_the_written_one_learns(kind: str, count: in
     assert apart < 0.15 * moved
 
 
+@pytest.mark.skipif(not fused.has_triton(), reason="Triton is not installed")
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_fused_update_equals_optimizer_averages_and_copies(monkeypatch: pytest.MonkeyPatch, bad: bool) -> None:
+    monkeypatch.setattr(fused_update, "_interpreted", not torch.cuda.is_available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    first, settings = _task(), Training(samples=1, batch=16, ema=(0.05, 0.1), clip=0.5)
+    found = []
+    for fused_one in (True, False):
+        task = copy.deepcopy(first).to(device)
+        optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
+        _, pairs = working_copy(task, torch.float16)
+        generator = torch.Generator().manual_seed(1)
+        for number in (1, 2, 3):
+            gradients = [torch.randn(p.shape, generator=generator).half() for p in optimizer.parameters.values()]
+            gradients[0][..., 0] = float("inf") if bad and number == 2 else 0.0
+            loss, lr, weights = torch.ones(()), torch.tensor(3e-3), torch.tensor(ema.weights(number))
+            loss, lr, weights = loss.to(device), lr.to(device), weights.to(device)
+            given = []
+            for p, gradient in zip(optimizer.parameters.values(), gradients):
+                p.grad = torch.zeros_like(p).copy_(gradient)
+                half = any(p is q for q, _ in pairs)
+                given.append(torch.zeros_like(p, dtype=torch.float16 if half else None).copy_(gradient))
+            if fused_one:
+                assert isinstance(optimizer, AdamW) and FusedUpdate.fits(optimizer, ema, pairs)
+                norm, left_out = FusedUpdate(optimizer, ema, pairs, given)(lr, loss, weights)
+            else:
+                norm, left_out = optimizer.step(lr, loss)
+                ema.take(weights)
+                torch._foreach_copy_([half.data for _, half in pairs], [p.data for p, _ in pairs])
+            assert float(left_out) == float(bad and number == 2)
+        halves = {f"half.{i}": half.detach().float() for i, (_, half) in enumerate(pairs)}
+        found.append({**dict(task.named_parameters()), **optimizer.state(), **ema.state(), **halves, "norm": norm})
+    ours, theirs = found
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        rounding = 1e-3 if name.startswith("half") else 2e-6  # of float16, of float32
+        assert torch.allclose(ours[name], value, rtol=rounding, atol=rounding * float(value.abs().max())), name
+
+
 @GPU
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
     task = _task().cuda().train()
     step = _step(task, record=True)
-    step([_batch(1)], 1, 1e-3, 1)
+    step([_batch(1)], 1e-3, 1)
     before = copy.deepcopy(task.state_dict())
     batch, draws = _batch(2)
     batch.media[0] = float("nan")
-    assert float(step([(batch, draws)], 1, 1e-3, 2).bad) == 1
+    assert float(step([(batch, draws)], 1e-3, 2).bad) == 1
     assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
-    assert float(step([_batch(3)], 1, 1e-3, 3).bad) == 0
+    assert float(step([_batch(3)], 1e-3, 3).bad) == 0

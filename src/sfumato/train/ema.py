@@ -46,7 +46,7 @@ class Ema(Generic[M]):
     def __init__(self, model: M, stds: Sequence[float]) -> None:
         self.gammas = [power_gamma(std) for std in stds]
         self.models: list[M] = [copy.deepcopy(model).eval().requires_grad_(False) for _ in stds]
-        self._source = model
+        self.source = model
         self._live: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         names = [k for k, p in model.named_parameters() if p.requires_grad]
         self._kept: list[list[Tensor]] = []
@@ -76,7 +76,7 @@ class Ema(Generic[M]):
     @torch.no_grad()
     def copy_buffers(self) -> None:
         """Give the copies the buffers of the model as they are now."""
-        theirs = dict(self._source.named_buffers())
+        theirs = dict(self.source.named_buffers())
         for average in self.models:
             for name, ours in average.named_buffers():
                 if name in theirs and theirs[name].shape == ours.shape:  # a cached table may exist in one of them only

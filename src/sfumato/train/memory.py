@@ -20,7 +20,7 @@ from sfumato.data import Data, Order
 from sfumato.errors import SfumatoError, UserError
 from sfumato.model import Model
 from sfumato.nn.recompute import Recompute, blocks_of, count_of, first_blocks, recompute
-from sfumato.train.optim import trained
+from sfumato.train.optim import AdamW, trained
 from sfumato.train.settings import Training, parse_memory
 from sfumato.train.simulate import META, Alive, Rules, on_meta, pretending
 from sfumato.train.step import working_copy
@@ -75,9 +75,9 @@ class Copies:
     task: Task
     pairs: list[tuple[nn.Parameter, nn.Parameter]]
 
-    def gather(self) -> None:
-        """Gradients of the copies become float32 all at once, to be added to those of the weights."""
-        wide = [torch.empty_like(p) for p, half in self.pairs if half.grad is not None]
+    def gather(self, added: bool) -> None:
+        """Gradients of the copies become float32 all at once where they are `added` to those of the weights."""
+        wide = [torch.empty_like(p) for p, half in self.pairs if added and half.grad is not None]
         for _, half in self.pairs:
             half.grad = None
         del wide
@@ -130,14 +130,18 @@ class Predictor:
 
     def _predict(self, settings: Training) -> Memory:
         task, captured = self._ready(settings), self.captures(settings)
+        fused = captured and settings.optimizer.cls is AdamW  # `FusedUpdate`: nothing but the gradients is read
+        direct = fused and settings.accumulate == 1
         alive, rules = Alive(), Rules(self.dtype, self.cuda)
         weights, gradients, copies = alive.know(_all(task)), 0, Copies(task, [])
         if captured:
             copies = Copies(*working_copy(task, self.dtype))
             weights += alive.know(half for _, half in copies.pairs)
+            halves = {id(p): half for p, half in copies.pairs} if direct else {}
             for p in trained(task).values():
-                p.grad = torch.empty_like(p)
-                gradients += alive.know([p.grad])
+                place = torch.empty_like(halves.get(id(p), p).detach())
+                p.grad = None if id(p) in halves else place
+                gradients += alive.know([place])
         optimizer = settings.optimizer.build(task, settings) if settings.offload == "none" else None
         state = 0 if optimizer is None else alive.know(optimizer.state().values())
         average = 0 if settings.offload == "all" else len(settings.ema) * Alive().know(_all(task.model))
@@ -153,10 +157,10 @@ class Predictor:
                 kept = max(kept, alive.now - alive.gradients)
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
-                copies.gather()
-            if optimizer is not None:
+                copies.gather(not direct)
+            if optimizer is not None and not fused:
                 optimizer.step(0.0, torch.zeros((), device=META))
-            if captured:  # an average takes the differences of all weights from it at once
+            if captured and not fused:  # an average takes the differences of all weights from it at once
                 [torch.empty_like(p) for p in trained(task).values()]
         rest = alive.peak - alive.gradients_then
         space = _WORKSPACE if self.cuda else 0

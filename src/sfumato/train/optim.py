@@ -65,7 +65,7 @@ class Optimizer(Registered, ABC, family="optimizer"):
         self.parameters = trained(model)
         if not self.parameters:
             raise UserError("there is nothing to train: no parameter of the model requires a gradient")
-        self.betas, self._clip = settings.betas, settings.clip
+        self.betas, self.clip = settings.betas, settings.clip
         owner = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
         self.decay = {
             name: settings.weight_decay if decays(owner[id(p)], p) else 0.0 for name, p in self.parameters.items()
@@ -106,8 +106,8 @@ class Optimizer(Registered, ABC, family="optimizer"):
         known = on_host or self.host is not None
         if known and bad:
             return norm, bad
-        if self._clip and not (on_host and norm <= self._clip):  # a factor of 1 is not worth a pass over the gradients
-            torch._foreach_mul_(list(gradients.values()), (self._clip / norm).clamp(max=1.0))
+        if self.clip and not (on_host and norm <= self.clip):  # a factor of 1 is not worth a pass over the gradients
+            torch._foreach_mul_(list(gradients.values()), (self.clip / norm).clamp(max=1.0))
         if self.host is not None:
             gradients = self.host.fetch(gradients)
         self.count += 1 - bad.to(self.count.device)

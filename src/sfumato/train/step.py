@@ -20,7 +20,8 @@ from sfumato.core import Batch, Draws, Loss, Planned, on_device
 from sfumato.errors import UserError
 from sfumato.nn.captured import quickest_kernels, regional
 from sfumato.train.ema import Ema
-from sfumato.train.optim import Optimizer
+from sfumato.train.fused_update import FusedUpdate
+from sfumato.train.optim import AdamW, Optimizer
 from sfumato.train.optim_offload import HostEma
 from sfumato.train.task import Task
 
@@ -42,13 +43,16 @@ class Stepped(NamedTuple):
 
 
 class Step(ABC):
-    """Makes optimizer steps of a task. setup_seconds: what recording and compiling has taken so far."""
+    """Makes optimizer steps of a task, each on `count` parts of a batch.
+
+    setup_seconds: what recording and compiling has taken so far.
+    """
 
     setup_seconds: float = 0.0
 
     @abstractmethod
-    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
-        """Step `number` = 1, 2, ... on `count` parts of a batch."""
+    def __call__(self, micros: Iterable[Micro], lr: float, number: int) -> Stepped:
+        """Step `number` = 1, 2, ... on the parts of a batch."""
 
 
 @final
@@ -61,14 +65,15 @@ class PlainStep(Step):
     ema: Averages
     dtype: torch.dtype
     seed: Seed
+    count: int = 1
 
-    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
+    def __call__(self, micros: Iterable[Micro], lr: float, number: int) -> Stepped:
         self.optimizer.zero()
         value, parts = torch.zeros((), device=next(self.task.parameters()).device), []
         for batch, draws in micros:
             self.seed(draws.start)
             loss = plain_loss(self.task, batch, draws, self.dtype)
-            part = loss.value if count == 1 else loss.value / count
+            part = loss.value if self.count == 1 else loss.value / self.count
             part.backward()  # type: ignore[no-untyped-call]
             value += part.detach()
             parts.append(Loss(loss.value.detach(), loss.per_sample.detach(), loss.t))
@@ -119,14 +124,24 @@ class GraphStep(Step):
     (`Task.plan`), copies it to where the graph reads, and goes on: no step waits for the device.
     """
 
-    def __init__(self, task: Task, optimizer: Optimizer, ema: Ema[nn.Module], dtype: torch.dtype, seed: Seed) -> None:
-        self.task, self.optimizer, self.ema, self.dtype, self.seed = task, optimizer, ema, dtype, seed
-        self.working, self._pairs = working_copy(task, dtype)
+    def __init__(
+        self, task: Task, optimizer: Optimizer, ema: Ema[Any], dtype: torch.dtype, seed: Seed, count: int = 1
+    ) -> None:
+        self.task, self.optimizer, self.ema, self.dtype, self.seed, self.count = (
+            task,
+            optimizer,
+            ema,
+            dtype,
+            seed,
+            count,
+        )
+        self.working, pairs = working_copy(task, dtype)
         self._device = next(task.parameters()).device
-        self._pairs = [(p, half) for p, half in self._pairs if p.requires_grad]
-        self._sums = [torch.zeros_like(p) for p in optimizer.parameters.values()]
-        for p, total in zip(optimizer.parameters.values(), self._sums):
-            p.grad = total
+        self._pairs = [(p, half) for p, half in pairs if p.requires_grad]
+        self._sums = self._places_for_gradients(FusedUpdate.fits(optimizer, ema, self._pairs))
+        self._fused: FusedUpdate | None = None
+        if isinstance(optimizer, AdamW) and FusedUpdate.fits(optimizer, ema, self._pairs):
+            self._fused = FusedUpdate(optimizer, ema, self._pairs, list(self._sums.values()))
         self._graphs: dict[object, _Recorded] = {}
         self._update: torch.cuda.CUDAGraph | None = None
         self._pool: Any = None
@@ -137,23 +152,32 @@ class GraphStep(Step):
         self._renew()
         regional(self.working.halved)
 
-    def prepare(self, micro: Micro, count: int = 1) -> None:
-        """Record what a step of `count` such parts needs; no weight is changed."""
+    def _places_for_gradients(self, fused: bool) -> dict[str, Tensor]:
+        """Where gradients are summed, by name. In the copies' type if nothing is added and the optimizer reads it."""
+        halves = {id(p): half for p, half in self._pairs} if fused and self.count == 1 else {}
+        found = {}
+        for name, p in self.optimizer.parameters.items():
+            found[name] = torch.zeros_like(halves.get(id(p), p).detach())
+            p.grad = None if id(p) in halves else found[name]
+        return found
+
+    def prepare(self, micro: Micro) -> None:
+        """Record what a step of such parts needs; no weight is changed."""
         batch, draws = micro
-        self._recorded(self.task.plan(batch, draws).tensors, count)
+        self._recorded(self.task.plan(batch, draws).tensors)
         self._recorded_update()
 
-    def __call__(self, micros: Iterable[Micro], count: int, lr: float, number: int) -> Stepped:
+    def __call__(self, micros: Iterable[Micro], lr: float, number: int) -> Stepped:
         update = self._recorded_update()
-        torch._foreach_zero_(self._sums)
+        torch._foreach_zero_([p.grad for p in self.optimizer.parameters.values() if p.grad is not None])
         self._value.zero_()
         parts = []
         for batch, draws in micros:
             planned = self.task.plan(batch, draws)
-            recorded = self._recorded(planned.tensors, count)
+            recorded = self._recorded(planned.tensors)
             self.seed(draws.start)
             if recorded is None:
-                parts.append(self._written(planned, count))
+                parts.append(self._written(planned))
                 continue
             for name, value in planned.tensors.items():
                 recorded.inputs[name].copy_(_pinned(value), non_blocking=True)
@@ -170,15 +194,16 @@ class GraphStep(Step):
 
     # ------------------------------------------------------------ recording
 
-    def _recorded(self, tensors: Mapping[str, Tensor], count: int) -> _Recorded | None:
-        key = (count, *((name, v.shape, v.dtype) for name, v in tensors.items()))
+    def _recorded(self, tensors: Mapping[str, Tensor]) -> _Recorded | None:
+        key = tuple((name, v.shape, v.dtype) for name, v in tensors.items())
         if key not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
-            self._graphs[key] = self._record(tensors, count)
+            self._graphs[key] = self._record(tensors)
         return self._graphs.get(key)
 
-    def _record(self, tensors: Mapping[str, Tensor], count: int) -> _Recorded:
+    def _record(self, tensors: Mapping[str, Tensor]) -> _Recorded:
         begun = time.monotonic()
-        kept = [total.clone() for total in self._sums]
+        sums = list(self._sums.values())
+        kept = [total.clone() for total in sums]
         value = self._value.clone()
         inputs = {name: v.to(self._device) for name, v in tensors.items()}
         with quickest_kernels():
@@ -186,13 +211,13 @@ class GraphStep(Step):
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UP):
-                    self._gradients(inputs, count)
+                    self._gradients(inputs)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                mean, each = self._gradients(inputs, count)
+                mean, each = self._gradients(inputs)
         self._pool = graph.pool()
-        torch._foreach_copy_(self._sums, kept)
+        torch._foreach_copy_(sums, kept)
         self._value.copy_(value)
         torch.cuda.synchronize(self._device)
         self.setup_seconds += time.monotonic() - begun
@@ -203,41 +228,52 @@ class GraphStep(Step):
             begun = time.monotonic()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                self._found = self.optimizer.step(self._lr, self._value)
-                self.ema.take(self._weights)
-                self._renew()
+                self._found = self._apply()
             self._update = graph
             self.setup_seconds += time.monotonic() - begun
         return self._update
 
     # ------------------------------------------------------------ what is recorded
 
-    def _gradients(self, inputs: Mapping[str, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    def _gradients(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Add the gradients of a part's loss to those of the weights."""
         with torch.autocast(self._device.type, self.dtype, cache_enabled=False):
             value, each = self.working.compute(inputs)
-        (value / count).backward()  # type: ignore[no-untyped-call]
+        (value / self.count).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._value.add_(value.detach() / count)
+            self._value.add_(value.detach() / self.count)
             self._gather()
         return value.detach(), each
 
     def _gather(self) -> None:
-        """Move the gradients of the copies to the weights."""
+        """Move the gradients of the copies to where they are summed."""
+        names = {id(p): name for name, p in self.optimizer.parameters.items()}
         sums, found = [], []
         for p, half in self._pairs:
-            if p.grad is not None and half.grad is not None:
-                sums.append(p.grad)
+            if half.grad is not None:
+                sums.append(self._sums[names[id(p)]])
                 found.append(half.grad)
-        wide = [torch.empty_like(total) for total in sums]
-        torch._foreach_copy_(wide, found)
-        torch._foreach_add_(sums, wide)
+        if sums and sums[0].dtype == self.dtype:  # nothing is added
+            torch._foreach_copy_(sums, found)
+        else:
+            wide = [torch.empty_like(total) for total in sums]
+            torch._foreach_copy_(wide, found)
+            torch._foreach_add_(sums, wide)
         for _, half in self._pairs:
             half.grad = None
 
-    def _written(self, planned: Planned, count: int) -> Loss:
+    def _apply(self) -> tuple[Tensor, Tensor]:
+        """The second graph: weights, averages and copies from the gradients. (norm, 1 if left out)."""
+        if self._fused is not None:
+            return self._fused(self._lr, self._value, self._weights)
+        found = self.optimizer.step(self._lr, self._value)
+        self.ema.take(self._weights)
+        self._renew()
+        return found
+
+    def _written(self, planned: Planned) -> Loss:
         inputs = {name: on_device(v, self._device) for name, v in planned.tensors.items()}
-        value, each = self._gradients(inputs, count)
+        value, each = self._gradients(inputs)
         return Loss(value, each, planned.t)
 
     @torch.no_grad()
@@ -264,16 +300,16 @@ def choose_step(
     micro, count: a part of a batch, and how many parts a step has. record: `train.compile`; True raises UserError where
     recording is not possible, None says so where it fails in the attempt. in_the_way: a reason of the caller's not to.
     """
-    plain = PlainStep(task, optimizer, ema, dtype, seed)
+    plain = PlainStep(task, optimizer, ema, dtype, seed, count)
     reason = _in_the_way(task, optimizer, dtype) or in_the_way
     if record is False or (record is None and reason is not None):
         return plain
     if reason is not None:
         raise UserError(f"train.compile = true: {reason}; leave it unset")
     assert isinstance(ema, Ema)  # averages on the host come with an optimizer there
-    step = GraphStep(task, optimizer, ema, dtype, seed)
+    step = GraphStep(task, optimizer, ema, dtype, seed, count)
     try:
-        step.prepare(micro, count)
+        step.prepare(micro)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -185,7 +185,7 @@ class Trainer:
                 yield last[0]
 
         assert self.step is not None
-        value, norm, bad, parts = self.step(micros(), s.accumulate, lr, self.pace.step + 1)
+        value, norm, bad, parts = self.step(micros(), lr, self.pace.step + 1)
         self.budget.advance(s.batch)
         self.meter.add(value, norm, bad, parts)
         return *last[0], lr

@@ -23,6 +23,7 @@ from sfumato.core import (
     Draws,
     Eps,
     Flow,
+    HybridLoss,
     NetDenoiser,
     Network,
     UniformGrid,
@@ -91,7 +92,8 @@ def train_step(kind: Kind, batch: int, device: torch.device) -> Work:
     """The library's own step on one batch from the host's memory: noise, loss, backward, clip, AdamW, average."""
     denoiser, label = _denoiser(kind, device)
     info = DataInfo(SHAPES[kind], "array", labels=() if label is None else label.labels)
-    task = DiffusionTask(Model(denoiser, Arrays(info), label, info), DenoisingLoss(), drop=DROP).to(device).train()
+    objective = DenoisingLoss() if kind == "unet" else HybridLoss()
+    task = DiffusionTask(Model(denoiser, Arrays(info), label, info), objective, drop=DROP).to(device).train()
     settings = Training(samples=1, batch=batch, lr=1e-4)
     optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
     media, columns = torch.randn(batch, *SHAPES[kind]), {"label": torch.randint(0, sizes(device).classes, (batch,))}
@@ -108,7 +110,7 @@ def train_step(kind: Kind, batch: int, device: torch.device) -> Work:
         step([(asked, Draws(0, done * batch, batch))], 1e-4, done + 1)
         done += 1
 
-    note = f"bf16, {type(step).__name__}" + (", output of learned variance left unused" if kind == "dit" else "")
+    note = f"bf16, {type(step).__name__}"
     return Work(run, batch, step.setup_seconds, task, note)
 
 

@@ -19,7 +19,7 @@ from sfumato.train.checkpoint import Checkpoints
 from tests.train.tiny import TinyData, make_task, make_trainer
 
 STEPS = 40
-TIMES = ("seconds", "samples_per_second")
+TIMES = ("seconds", "samples_per_second", "data_wait")
 
 
 class StopAt:

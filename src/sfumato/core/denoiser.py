@@ -56,10 +56,15 @@ class NetDenoiser(nn.Module):
         self.parameterization = parameterization
         self.learned_variance = learned_variance
 
-    def output(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """The network's own output F (B, *S), without a variance part, at coefficients (B,) on x_t's device."""
+    def asked(
+        self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """F and v of `with_variance`, each (B, *S), at coefficients of x_t's type and device, shapes a prefix of x_t's."""
         out = self._asked(x_t, lift(c_in, x_t), c_noise, cond)
-        return out.chunk(2, 1)[0] if self.learned_variance else out
+        if not self.learned_variance:
+            return out, None
+        mean, v = out.chunk(2, 1)
+        return mean, torch.sigmoid(v.to(x_t.dtype))
 
     def raw(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Coeffs]:
         """The network's own output F (B, *S), without a variance part, and the coefficients at t."""
@@ -69,11 +74,8 @@ class NetDenoiser(nn.Module):
     def outputs(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor | None, Coeffs]:
         """F and v of `with_variance`, each (B, *S), and the coefficients at t. v is None if no variance is learned."""
         c = self.parameterization.coeffs(*self.process.scales(t))
-        out = self._asked(x_t, lift(c.c_in, x_t), lift(c.c_noise, x_t).reshape(t.shape), cond)
-        if not self.learned_variance:
-            return out, None, c
-        mean, v = out.chunk(2, 1)
-        return mean, torch.sigmoid(v.to(x_t.dtype)), c
+        out, v = self.asked(x_t, lift(c.c_in, x_t), lift(c.c_noise, x_t).reshape(t.shape), cond)
+        return out, v, c
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """E[x0 | x_t]. (B, *S)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from sfumato.core.cond import Cond
 from sfumato.core.denoiser import NetDenoiser
-from sfumato.core.objective import Loss, Objective
-from sfumato.core.process import Process, lift
-from sfumato.core.random import Draws
+from sfumato.core.objective import Loss, Objective, Planned
+from sfumato.core.process import lift, on_device
+from sfumato.core.random import Draws, training_noise
 from sfumato.core.weighting import Unit, Weighting
 from sfumato.errors import UserError
 
@@ -53,33 +54,63 @@ class HybridLoss(Objective, name="hybrid"):
         if self.steps < 2 or not self.lambda_vlb >= 0:
             raise UserError(f"hybrid needs steps >= 2 and lambda_vlb >= 0, not {self.steps} and {self.lambda_vlb}")
 
+    @property
+    def separable(self) -> bool:
+        return True
+
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
-        k = (draws.spread("times") * self.steps).ceil().clamp(1, self.steps)
-        return self.at(denoiser, x0, cond, k, draws.normal(x0.shape[1:], device=x0.device))
+        return self.at(
+            denoiser, x0, cond, self._steps(draws), training_noise(on_device(draws.keys(), x0.device), x0.shape[1:])
+        )
 
     def at(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, k: Tensor, eps: Tensor) -> Loss:
         """The same at given steps k (B,) float64 of 1 ... steps and noise (B, *S)."""
+        terms = on_device(self._terms(denoiser, k).to(x0.dtype), x0.device)
+        return Loss(*self._compute(denoiser, x0, cond, eps, terms), k / self.steps)
+
+    def plan(self, denoiser: NetDenoiser, draws: Draws) -> Planned:
+        k = self._steps(draws)
+        return Planned({"terms": self._terms(denoiser, k).float(), "keys": draws.keys()}, k / self.steps)
+
+    def compute(
+        self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, planned: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        eps = training_noise(planned["keys"], x0.shape[1:])
+        return self._compute(denoiser, x0, cond, eps, planned["terms"])
+
+    def _steps(self, draws: Draws) -> Tensor:
+        return (draws.spread("times") * self.steps).ceil().clamp(1, self.steps)
+
+    def _terms(self, denoiser: NetDenoiser, k: Tensor) -> Tensor:
+        """What is known of steps k (B,), (13, B) float64: the scales, the coefficients, the weight, and of the KL the log of
+        `small`, that of large / small, the pull of x0 on the posterior's mean, and whether the step has a KL."""
         t, process = k / self.steps, denoiser.process
-        x_t = process.diffuse(x0, eps, t)
-        out, v, c = denoiser.outputs(x_t, t, cond)
+        c = denoiser.parameterization.coeffs(*process.scales(t))
+        inside = k.clamp(min=2)  # k = 1 is computed as k = 2 and then left out
+        late, early = inside / self.steps, (inside - 1) / self.steps
+        small, large = (value.log() for value in process.variances(late, early))
+        one = torch.ones_like(k)
+        pull = process.posterior(one, 0 * one, late, early).mean
+        weight = self.weighting(process, t, c)
+        parts = (*process.scales(t), c.c_in, c.c_noise, c.k_x0, c.k_eps, weight, c.c_skip, c.c_out)
+        return torch.stack([part.expand(k.shape) for part in (*parts, small, large - small, pull, (k > 1).double())])
+
+    def _compute(
+        self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, eps: Tensor, terms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        alpha, sigma, c_in, c_noise, k_x0, k_eps, weight, c_skip, c_out, small, gap, pull, more = terms.unbind(0)
+        x_t = lift(alpha, x0) * x0 + lift(sigma, x0) * eps
+        out, v = denoiser.asked(x_t, c_in, c_noise, cond)
         if v is None:
             raise UserError(
                 "objective=hybrid needs a network with a learned variance: NetDenoiser(learned_variance=True)"
             )
-        target = lift(c.k_x0, x0) * x0 + lift(c.k_eps, x0) * eps
+        target = lift(k_x0, x0) * x0 + lift(k_eps, x0) * eps
         error = (out.float() - target.float()).square().flatten(1).mean(1)
-        simple = lift(self.weighting(process, t, c), error) * error
-        x0_hat = lift(c.c_skip, x0) * x_t + lift(c.c_out, x0) * out.detach().to(x0.dtype)
-        vlb = self.kl(process, x0, x0_hat, x_t, v, k).to(simple)
-        return Loss((simple + self.lambda_vlb * self.steps * vlb).mean(), error.detach(), t)
-
-    def kl(self, process: Process, x0: Tensor, x0_hat: Tensor, x_t: Tensor, v: Tensor, k: Tensor) -> Tensor:
-        """KL(q(x_s | x_t, x0) | p(x_s | x_t)) of step k in nats, the mean over a sample's elements; 0 at k = 1. (B,)."""
-        inside = k.clamp(min=2)  # k = 1 is computed as k = 2 and then left out
-        t, s = inside / self.steps, (inside - 1) / self.steps
-        small, large = (value.log() for value in process.variances(t, s))
-        log_variance = lift(small, v) + v * lift(large - small, v)
-        true, ours = process.posterior(x0, x_t, t, s).mean, process.posterior(x0_hat, x_t, t, s).mean
-        each = gaussian_kl(true, lift(small, v), ours, log_variance)
-        mean = each.flatten(1).mean(1)
-        return lift((k > 1).to(k.dtype), mean) * mean
+        x0_hat = lift(c_skip, x0) * x_t + lift(c_out, x0) * out.detach().to(x0.dtype)
+        apart = lift(pull, x0) * (x0 - x0_hat)  # of the two means
+        small = lift(small, x0)
+        each = gaussian_kl(apart, small, torch.zeros_like(apart), small + v * lift(gap, x0))
+        vlb = lift(more, error) * each.flatten(1).mean(1).to(error.dtype)
+        simple = lift(weight, error) * error
+        return (simple + self.lambda_vlb * self.steps * vlb).mean(), error.detach()

@@ -114,7 +114,7 @@ class DenoisingLoss(Objective, name="denoising"):
     ) -> tuple[Tensor, Tensor]:
         alpha, sigma, c_in, c_noise, k_x0, k_eps, weight = terms.unbind(0)
         x_t = lift(alpha, x0) * x0 + lift(sigma, x0) * eps
-        out = denoiser.output(x_t, c_in, c_noise, cond)
+        out, _ = denoiser.asked(x_t, c_in, c_noise, cond)
         target = lift(k_x0, x0) * x0 + lift(k_eps, x0) * eps
         error = (out.float() - target.float()).square().flatten(1).mean(1)
         return (lift(weight, error) * error).mean(), error.detach()

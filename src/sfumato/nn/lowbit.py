@@ -50,7 +50,7 @@ class Lowered:
 def lowbit(network: nn.Module, kind: str, *, scales: Scales = "row") -> Lowered:
     """Change a network's weights in place, for sampling only: they can't be trained, cast or saved after it.
 
-    int8: weights are whole numbers -127 ... 127 times one factor for each output, products as before. Half the memory of
+    int8: weights are whole numbers -128 ... 127 times one factor for each output, products as before. Half the memory of
     bfloat16; not faster, since a weight is converted before it is multiplied. Gradients of the input are those of the
     rounded weights.
     int8-dynamic: what is multiplied is rounded too, each token by its own largest value, and products are of whole numbers.
@@ -63,24 +63,24 @@ def lowbit(network: nn.Module, kind: str, *, scales: Scales = "row") -> Lowered:
     Raises UserError where nothing would change, where torchao is missing, and for a device or type that has no such products.
     """
     if kind not in KINDS:
-        raise UserError(f"weights={kind}: no such low-bit weights; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        raise UserError(f"dtype={kind}: no such low-bit weights; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     if scales not in get_args(Scales):
         raise UserError(f"scales={scales}: use row or tensor")
-    _need_torchao(f"weights={kind}")
+    _need_torchao(f"dtype={kind}")
     if is_lowbit(network):
-        raise UserError(f"weights={kind}: the network's weights are low-bit already; load the model again")
+        raise UserError(f"dtype={kind}: the network's weights are low-bit already; load the model again")
     layers = block_linears(network, few_rows=kind == "int8")
     if not layers:
         raise UserError(
-            f"weights={kind}: the network '{_name(network)}' has no attention or MLP in its blocks with sizes that are "
+            f"dtype={kind}: the network '{_name(network)}' has no attention or MLP in its blocks with sizes that are "
             f"multiples of {_MULTIPLE}, so nothing would change; leave it out"
         )
     if kind == "fp8":
-        _check_fp8(network, "weights=fp8", "use int8")
+        _check_fp8(network, "dtype=fp8", "use dtype=int8")
         types = {layer.weight.dtype for layer in layers.values()}
         if types != {torch.bfloat16}:
             raise UserError(
-                f"weights=fp8: the network's weights are {_type_name(types)} and must be bfloat16; cast it with dtype=bf16"
+                f"dtype=fp8: the network's weights are {_type_name(types)} and must be bfloat16; cast it first"
             )
     before, chosen = weight_bytes(network), {id(layer) for layer in layers.values()}
     with _quiet():
@@ -194,7 +194,7 @@ def _refuse_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
         return
     if any(isinstance(value, Tensor) and value.requires_grad for value in [*args, *kwargs.values()]):
         raise UserError(
-            "a gradient of the network's input was asked for, and low-bit products have none; use weights=int8, or dtype=bf16"
+            "a gradient of the network's input was asked for, and low-bit products have none; use dtype=int8, or dtype=bf16"
         )
 
 

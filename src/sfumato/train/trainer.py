@@ -93,6 +93,9 @@ class Trainer:
         self._loss: float | None = None
         self._costs: dict[str, list[float]] = {}  # hook -> [seconds spent, seconds of the last call]
         self._mark = self._training_seconds = self._measured_at = 0.0
+        self._waited = self._written_at = (
+            0.0  # seconds waited for data since the last line of the log, and when that was
+        )
 
     def fit(self) -> Result:
         """Train to the end of the budget."""
@@ -180,7 +183,9 @@ class Trainer:
 
         def micros() -> Iterator[Micro]:
             for _ in range(s.accumulate):
+                begun = time.monotonic()
                 numbers, batch = next(loader)
+                self._waited += time.monotonic() - begun
                 last[:] = [(batch, Draws(self.seed, int(numbers[0]), len(numbers)))]
                 yield last[0]
 
@@ -274,6 +279,9 @@ class Trainer:
             entry["skipped"] = self.meter.skipped
         rate = self.budget.rate()
         entry |= {"samples_per_second": rate and round(rate, 2), "seconds": round(self.pace.seconds, 3)}
+        since = self.pace.seconds - self._written_at
+        entry["data_wait"] = round(self._waited / since, 4) if since > 0 else 0.0
+        self._waited, self._written_at = 0.0, self.pace.seconds
         self._record(display, entry)
 
     def _record(self, display: Display, entry: Mapping[str, Any]) -> None:
@@ -371,6 +379,7 @@ class Trainer:
         for key in asdict(self.pace):
             setattr(self.pace, key, info[key])
         self.budget.resume(info["settings"].get("train.minutes"))
+        self._written_at = self.pace.seconds
         return True
 
     def _stop_if_diverging(self, batch: Batch, draws: Draws, lr: float) -> None:

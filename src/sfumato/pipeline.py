@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import media, modelfolder
-from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, NetDenoiser, SampleNoise, TunedGrid
+from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, NetDenoiser, Network, SampleNoise, TunedGrid
 from sfumato.errors import SfumatoError, UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
 from sfumato.nn.captured import Captured
+from sfumato.nn.offload import Offload, check_offload
+from sfumato.nn.tiling import Sliced, sliced
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
 from sfumato.samplers import ExpAdams, Solver, Tuned, sample, start
@@ -107,7 +109,11 @@ class Pipeline:
         self.sampling = Sampling() if sampling is None else sampling
         self.trained = dict(trained or {})
         self.compile = compile
-        self._captured: NetDenoiser | None = None
+        self._acting: NetDenoiser | None = None  # the denoiser with its network recorded, or in slices
+        self._tile: int | None = None
+        self._slice: int | None = None
+        self._offloading = False
+        self._away: Offload | None = None
         self._others: dict[str, Model] = {}  # models that guidance compares with, by path
 
     @classmethod
@@ -132,24 +138,57 @@ class Pipeline:
         self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | str | None = None
     ) -> Self:
         """Move the model; `dtype` (bf16, fp16, fp32) casts network and conditioner, solver and codec stay in float32."""
-        self._captured = None  # what is recorded of the network is of where and what it was
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        if dtype is not None:
-            chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-            if chosen is None or not chosen.is_floating_point:
-                raise UserError(f"dtype={dtype}: not a type to compute in; use {', '.join(_DTYPES)}")
-            self.model.denoiser.to(chosen)
-            if self.model.conditioner is not None:
-                self.model.conditioner.to(chosen)
-        if device is not None:
-            try:
-                self.model.to(torch.device(device))
-            except (RuntimeError, AssertionError):
-                raise UserError(
-                    f"device={device}: this machine or this build of torch has no such device; use cpu"
-                ) from None
+        chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+        if dtype is not None and (chosen is None or not chosen.is_floating_point):
+            raise UserError(f"dtype={dtype}: not a type to compute in; use {', '.join(_DTYPES)}")
+        self._acting = None  # what is recorded of the network is of where and what it was
+        try:
+            where = self.model.device if device is None else torch.device(device)
+            if self._away is not None:
+                self._away.remove()
+                self._away = None
+            for part in (self.model.denoiser, self.model.conditioner) if chosen is not None else ():
+                if part is not None:
+                    part.to(chosen)
+            self._place(where)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError):
+            raise UserError(
+                f"device={device}: this machine or this build of torch has no such device; use cpu"
+            ) from None
         return self
+
+    def _place(self, device: torch.device) -> None:
+        """Move everything, or all but the blocks of the network."""
+        if not self._offloading or device.type == "cpu":
+            self.model.to(device)
+            return
+        network = self.model.denoiser.network
+        self._away = Offload(network, device)
+        for part in (*self.model.children(), *self.model.denoiser.children()):
+            if part is not network and part is not self.model.denoiser:
+                part.to(device)
+
+    def save_memory(self, *, tile: int | None = None, slice: int | None = None, offload: bool = False) -> Self:
+        """How samples that do not fit are computed; settings take the place of earlier ones, none is all off.
+
+        tile: media are decoded in tiles of at most this side, blended where they overlap, by a codec with a network; of a
+        larger picture every tile has its own statistics in group norms. slice: at most so many samples go through the
+        network at once (a guided one counts twice) and through the codec. offload: on a GPU the blocks of the network lie in
+        the host's memory, and two at a time on the device; set it before `to("cuda")` for a network that does not fit. Works
+        without gradients only, and without CUDA graphs. Slices and offload change samples by rounding.
+        Networks that guidance compares with (`auto`) stay whole. Raises UserError for values that mean nothing.
+        """
+        for name, value in (("tile", tile), ("slice", slice)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
+        if offload and self._away is None:
+            check_offload(self.model.denoiser.network)
+        self._tile, self._slice, self._offloading = tile, slice, offload
+        return self.to(self.model.device)
 
     def __call__(
         self,
@@ -266,8 +305,17 @@ class Pipeline:
             # no_grad, not inference_mode: a table that a network caches while it is sampled must still serve in training
             with torch.no_grad(), _evaluating(self.model):
                 x0 = self._walk(replace(plan, request=batch), callback_on_step_end)[:real]
-                made = self.model.codec.decode(x0).cpu()
+                made = self._decoded(x0)
             yield made
+
+    def _decoded(self, x0: Tensor) -> Tensor:
+        """x0 (B, *S) as media on the CPU, in slices and tiles where that is asked for."""
+        codec, tile = self.model.codec, self._tile
+
+        def decode(part: Tensor) -> Tensor:
+            return (codec.decode(part) if tile is None else codec.decode_tiled(part, tile)).cpu()
+
+        return sliced(decode, x0, self._slice or len(x0))
 
     def _walk(self, plan: Plan, callback: OnStepEnd | None) -> Tensor:
         """x0 (B, *S) of one batch."""
@@ -297,7 +345,7 @@ class Pipeline:
         times: the sampling grid, for a guidance that depends on it. The mode of the model and gradients are the caller's.
         """
         request, model, conditioner = plan.request, self.model, self.model.conditioner
-        denoiser: Denoiser = self._recorded() if model.device.type == "cuda" else model.denoiser
+        denoiser: Denoiser = self._asked()
         cond = null = None if conditioner is None else conditioner.null(len(request.seeds))
         if request.columns:  # without: guidance_scale = 0, or nothing to ask by
             cond = model.condition(request.columns)
@@ -311,15 +359,18 @@ class Pipeline:
             denoiser = plan.threshold.wrap(denoiser, model.codec.bounds())
         return denoiser, cond
 
-    def _recorded(self) -> NetDenoiser:
-        """The denoiser with its network replayed from CUDA graphs."""
-        if self._captured is None:
-            ours = self.model.denoiser
-            network = Captured(ours.network, compiled=self.compile)
-            self._captured = NetDenoiser(
-                network, ours.process, ours.parameterization, learned_variance=ours.learned_variance
-            ).eval()
-        return self._captured
+    def _asked(self) -> NetDenoiser:
+        """The denoiser with its network as it is computed: replayed from CUDA graphs on a GPU, and in slices."""
+        ours = self.model.denoiser
+        recorded = self.model.device.type == "cuda" and self._away is None
+        if not recorded and self._slice is None:
+            return ours
+        if self._acting is None:
+            network: Network = Captured(ours.network, compiled=self.compile) if recorded else ours.network
+            network = network if self._slice is None else Sliced(network, self._slice)
+            learned = ours.learned_variance
+            self._acting = NetDenoiser(network, ours.process, ours.parameterization, learned_variance=learned)
+        return self._acting
 
     def _other(self, path: str, request: Request) -> Denoiser:
         """The denoiser of another model of the same data, asked what this one is asked, in its own words."""

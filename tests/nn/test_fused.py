@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.core import CondShape
+from sfumato.core import Cond, CondShape
 from sfumato.core.philox import normal, plain_normal
 from sfumato.nn import UNet, fused
+from sfumato.nn.layers import gelu_linear
 
 pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not installed")
 CUDA = torch.cuda.is_available()
@@ -42,8 +43,6 @@ def _network(shape: tuple[int, ...], settings: dict[str, Any]) -> UNet:
 
 
 def _run(network: UNet, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    from sfumato.core import Cond
-
     network.zero_grad()
     x = x.clone().requires_grad_()
     device, dtype = x.device, x.dtype
@@ -73,6 +72,29 @@ def test_a_unet_of_fused_parts_equals_the_plain_one(
     assert ours[2].keys() == theirs[2].keys()
     for name, grad in theirs[2].items():
         assert _apart(ours[2][name], grad) < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "programs"),
+    [(*NETWORKS[1], 264), (*NETWORKS[2], 1), (*NETWORKS[3], 264), (*NETWORKS[4], 264)],
+)
+def test_without_gradients_convolutions_of_few_positions_are_shared_out(
+    interpreted: None, shape: tuple[int, ...], settings: dict[str, Any], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfumato.nn.fused import norm
+
+    monkeypatch.setattr(norm, "_PROGRAMS", programs)  # how finely; 1: not at all
+    launched: list[str] = []
+    launch = norm._launch
+    monkeypatch.setattr(norm, "_launch", lambda name, *a, **k: (launched.append(name), launch(name, *a, **k)))
+    network, x, u = _network(shape, settings), torch.randn(2, *shape), torch.tensor([0.3, 0.9])
+    cond = Cond(tokens=torch.randn(2, 3, 6))
+    with torch.no_grad():
+        ours = network(x, u, cond)
+        with fused.plain():
+            theirs = network(x, u, cond)
+    assert ("conv_parts" in launched) == (len(shape) < 4)
+    assert ours.shape == theirs.shape and _apart(ours, theirs) < 2e-6
 
 
 @pytest.mark.parametrize("positions", [40, 1200])
@@ -135,12 +157,25 @@ def test_in_bfloat16_the_fused_parts_are_as_near_to_float64_as_the_plain_ones(
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("n", [1, 4])
+def test_in_bfloat16_without_gradients_too(n: int) -> None:
+    shape, settings = (3, 32, 32), {"width": 64, "mults": (1, 2, 2)}
+    x, u, cond = torch.randn(n, *shape), torch.linspace(0.1, 0.9, n), Cond(tokens=torch.randn(n, 3, 6))
+    network, half = _network(shape, settings).double(), torch.bfloat16
+    with torch.no_grad():
+        exact = network(x.double(), u, cond.to("cpu", torch.float64))
+        network = network.cuda().to(half)
+        ours = network(x.cuda().to(half), u.cuda(), cond.to("cuda", half)).cpu()
+        with fused.plain():
+            theirs = network(x.cuda().to(half), u.cuda(), cond.to("cuda", half)).cpu()
+    assert _apart(ours, exact) < 1.2 * _apart(theirs, exact) + 2e-3
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
 def test_a_captured_network_is_the_network() -> None:
     from sfumato.nn.captured import Captured
 
     network = _network((3, 8, 8), {"width": 32, "mults": (1, 2), "blocks": 1}).cuda().to(torch.bfloat16).eval()
-    from sfumato.core import Cond
-
     captured = Captured(network)
     with torch.no_grad():
         for n in (4, 2, 4):
@@ -150,3 +185,12 @@ def test_a_captured_network_is_the_network() -> None:
             again = captured(x, u, cond)
             assert torch.equal(again, captured(x, u, cond))
         assert len(captured._graphs) == 2
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+def test_a_product_that_ends_in_gelu_is_the_two_one_after_the_other() -> None:
+    layer, x = nn.Linear(64, 96).cuda().to(torch.bfloat16), torch.randn(2, 5, 64, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        ours = gelu_linear(layer, x)
+        exact = nn.functional.gelu(nn.functional.linear(*(v.double() for v in (x, layer.weight, layer.bias))), "tanh")
+    assert ours.shape == (2, 5, 96) and _apart(ours, exact) < 3e-3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import tiny_pipeline
 from torch import Tensor, nn
 
 from sfumato.core import Cond, CondShape, Network
@@ -18,7 +19,6 @@ from sfumato.nn.captured import Captured
 from sfumato.nn.layers import apply_linear
 from sfumato.nn.lowbit import block_linears, fp8_training, is_lowbit, weight_bytes
 from sfumato.nn.recompute import compile_blocks
-from tests.tiny import tiny_pipeline
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 needs_gpu = pytest.mark.skipif(
@@ -55,6 +55,16 @@ def _dit(**more: Any) -> DiT:
         torch.manual_seed(0)
         dit: DiT = _shaken(DiT((3, 8, 8), CondShape(vector=16, tokens=TOKENS), width=64, depth=3, heads=2, **more))
     return dit
+
+
+def _layer(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Linear, Tensor]:
+    """A network of one linear layer, the layer, and tokens for it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.Linear(64, 96).to(dtype)
+    network = nn.Module()
+    network.blocks = nn.ModuleList([nn.Sequential(layer)])
+    return network, layer, torch.randn(2, 75, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
 def _asked(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Cond]:
@@ -122,7 +132,7 @@ def test_a_network_or_a_device_without_such_products_is_refused(monkeypatch: pyt
     bare = UNet((3, 8, 8), CondShape(), width=16, mults=(1, 2), blocks=1, attention=(), middle_attention=False)
     with pytest.raises(UserError, match="'unet' has no attention or MLP in its blocks"):
         lowbit.lowbit(bare, "int8")
-    with pytest.raises(UserError, match="dtype=fp8: the network is on cpu.*use dtype=int8"):
+    with pytest.raises(UserError, match=r"dtype=fp8: the network is on cpu.*use dtype=int8"):
         lowbit.lowbit(_dit(), "fp8")
     with pytest.raises(UserError, match=r"train.fp8=true: the network is on cpu.*leave it unset"):
         fp8_training(_dit())
@@ -158,7 +168,7 @@ def test_int8_weights_are_within_half_a_step_of_each_row() -> None:
         held: Any = layer.weight
         moved = (held.qdata.double() * held.scale.double().view(-1, 1) - exact).abs()
         assert held.qdata.dtype == torch.int8
-        assert bool((moved <= exact.abs().amax(1, keepdim=True) / 255 * (1 + 1e-5)).all()), name
+        assert bool((moved <= exact.abs().amax(1, keepdim=True) / 255 * (1 + 1e-4)).all()), name
 
 
 @needs_torchao
@@ -169,7 +179,7 @@ def test_int8_is_the_network_of_the_rounded_weights() -> None:
     with torch.no_grad():
         for name, layer in block_linears(network).items():
             rounded.get_submodule(name).weight.copy_(layer.weight.dequantize())
-    assert 1e-4 < _apart(_out(network), _out(plain)) < 0.01
+    assert 1e-3 < _apart(_out(network), _out(plain)) < 0.015
     assert _apart(_out(network), _out(rounded)) < 2e-6
     x, noise, cond = _asked()
     gradients = []
@@ -182,10 +192,11 @@ def test_int8_is_the_network_of_the_rounded_weights() -> None:
 @needs_torchao
 def test_int8_dynamic_is_a_product_of_whole_numbers() -> None:
     """y = s_x s_w (X W^T) + b with X = round(x / s_x), s_x the largest of a token over 127.5, and W likewise."""
-    layer = _shaken(nn.Linear(64, 96))
-    network = nn.Module()
-    network.blocks = nn.ModuleList([nn.Sequential(layer)])
-    x = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(2))
+    network, layer, x = _layer()
+    with torch.no_grad():  # the largest positive: -127.5 and 127.5 would be rounded to -128 and 127
+        for rows in (x, layer.weight):
+            largest = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
+            rows.mul_(largest.sign())
 
     def rounded(rows: Tensor) -> Tensor:
         step = rows.abs().amax(-1, keepdim=True) / 127.5
@@ -195,7 +206,7 @@ def test_int8_dynamic_is_a_product_of_whole_numbers() -> None:
     exact = layer(x)
     lowbit.lowbit(network, "int8-dynamic")
     with torch.no_grad():
-        assert _apart(layer(x), want) < 1e-4  # a number halfway between two steps may go either way
+        assert _apart(layer(x), want) < 2e-6
     assert 2e-3 < _apart(want, exact) < 0.01
 
 
@@ -214,20 +225,18 @@ def test_int8_dynamic_costs_a_percent_of_a_network() -> None:
 def test_fp8_is_a_product_of_e4m3(scales: Any, fp8_here: None) -> None:
     """y = s_x s_w (X W^T) + b with X = e4m3(x / s_x), s_x the largest of a token (or of all) over 448, and W likewise.
 
-    e4m3 has 3 bits after the point: a factor is off by 1/16 at most, a product by 1/8 + 1/256 of sum |x| |w|.
+    e4m3 has 3 bits after the point: a factor is off by 1/16 at most, a product by 1/8 + 1/256 of sum |x| |w|. The divisors s
+    are rounded to bfloat16.
     """
-    layer = _shaken(nn.Linear(64, 96).to(torch.bfloat16))
-    network = nn.Module()
-    network.blocks = nn.ModuleList([nn.Sequential(layer)])
-    x = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    network, layer, x = _layer(torch.bfloat16)
     weight = layer.weight.detach().double()
 
     def rounded(rows: Tensor) -> Tensor:
         largest = rows.abs().amax(-1, keepdim=True) if scales == "row" else rows.abs().max()
-        step = largest / 448
-        return (rows / step).float().to(torch.float8_e4m3fn).double() * step
+        step = (largest / 448).float()
+        return ((rows.float() / step).to(torch.float8_e4m3fn).float() * step).double()
 
-    want = rounded(x.double()) @ rounded(weight).T + layer.bias.double()
+    want = rounded(x) @ rounded(layer.weight.detach()).T + layer.bias.double()
     exact = x.double() @ weight.T + layer.bias.double()
     lowbit.lowbit(network, "fp8", scales=scales)
     with torch.no_grad():
@@ -308,9 +317,9 @@ def test_a_gradient_that_is_not_there_is_an_error(kind: str, fp8_here: None) -> 
 def test_a_pipeline_samples_with_int8_weights(network: str) -> None:
     settings: dict[str, Any] = {"n": 2, "num_inference_steps": 4, "guidance_scale": 1.5, "output_type": "pt"}
     pipeline = tiny_pipeline("label", network)
-    want = pipeline("3", **settings).media
+    want = pipeline(label=3, **settings).media
     done = lowbit.lowbit(pipeline.model.denoiser.network, "int8")
-    got = pipeline("3", **settings).media
+    got = pipeline(label=3, **settings).media
     assert done.layers > 0
     assert float((got.float() - want.float()).abs().mean()) < 2  # of 255
     assert not torch.equal(got, want)
@@ -336,35 +345,37 @@ def test_fused_parts_leave_low_bit_layers_alone(monkeypatch: pytest.MonkeyPatch,
 
 
 @needs_torchao
-@pytest.mark.parametrize(("recipe", "bound"), [("rowwise", 0.08), ("tensorwise", 0.12)])
+@pytest.mark.parametrize(("recipe", "bound"), [("rowwise", 0.06), ("tensorwise", 0.09)])
 def test_fp8_training_has_the_gradients_but_for_rounding(recipe: Any, bound: float, fp8_here: None) -> None:
-    """Random rounding errors of about 0.04 a product: every gradient is within `bound`, and the same parameter's."""
-    plain, network = _dit().to(torch.bfloat16), _dit().to(torch.bfloat16)
-    parameters = dict(network.named_parameters())
-    assert fp8_training(network, recipe=recipe, least=16) == 18
-    assert [(k, id(p)) for k, p in network.named_parameters()] == [(k, id(p)) for k, p in parameters.items()]
-    assert not is_lowbit(network)
-    found = []
-    for net in (network, plain):
-        out = net(*_asked(torch.bfloat16)).float()
-        ramp = torch.arange(out.numel()).view_as(out).sin()
-        (out * ramp).sum().backward()
-        found.append((out, {k: p.grad for k, p in net.named_parameters()}))
-    assert 0.005 < _apart(found[0][0], found[1][0]) < bound
-    for name, gradient in found[1][1].items():
-        got = found[0][1][name]
-        assert gradient is not None and got is not None and got.dtype == gradient.dtype
-        if name.endswith("weight"):
-            assert _apart(got, gradient) < 2 * bound, name
+    """Output and gradients of a layer are within `bound`, and their size is right to 1%: errors have random signs."""
+    results = []
+    for fp8 in (True, False):
+        network, layer, x = _layer(torch.bfloat16)
+        weight, bias = layer.weight, layer.bias
+        if fp8:
+            assert fp8_training(network, recipe=recipe, least=64) == 1
+            layer = network.get_submodule("blocks.0.0")
+        assert layer.weight is weight and layer.bias is bias and not is_lowbit(network)
+        out = layer(x.requires_grad_())
+        pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(out.dtype)
+        (out * pull).sum().backward()
+        results.append([out.detach(), x.grad, weight.grad, bias.grad])
+    for name, got, want in zip(("output", "input", "weight"), *results):
+        assert got.dtype == want.dtype == torch.bfloat16
+        assert 0.02 < _apart(got, want) < bound, name
+        along = (got.double() * want.double()).sum() / want.double().square().sum()
+        assert abs(float(along) - 1) < 0.01, name
+    assert torch.equal(results[0][3], results[1][3])
 
 
 @needs_torchao
 def test_the_copy_that_a_recorded_step_computes_with_trains_in_fp8(fp8_here: None) -> None:
     """As `train.step.GraphStep` has it: the copies of the weights stay those that are renewed after every step."""
+    from tests.tiny import tiny_model, tiny_spec
+
     from sfumato.core import DenoisingLoss
     from sfumato.train import DiffusionTask
     from sfumato.train.step import working_copy
-    from tests.tiny import tiny_model, tiny_spec
 
     task = DiffusionTask(tiny_model(tiny_spec()), DenoisingLoss())
     working, pairs = working_copy(task, torch.bfloat16)
@@ -384,13 +395,13 @@ def test_a_network_learns_in_fp8_what_it_learns_in_bfloat16(fp8_here: None) -> N
         if fp8:
             fp8_training(network, least=16)
         optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        for _ in range(60):
+        for _ in range(120):
             loss = (network(*_asked()) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         losses.append(float(loss))
-    assert losses[0] < 0.05 and losses[1] < 0.06
+    assert losses[0] < 1e-3 and losses[1] < 5e-3  # from above 1
 
 
 # ---------------------------------------------------------------- a GPU

@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,21 +19,23 @@ from PIL import Image
 from rich.console import Console
 
 from sfumato import __version__, media
+from sfumato.codecs import Codec
 from sfumato.commands.say import duration, say, say_json
 from sfumato.commands.words import check_keys, find_model, numbers, split_words, whole_number
 from sfumato.core import DataInfo
-from sfumato.errors import Interrupted, UserError, did_you_mean
+from sfumato.errors import Interrupted, SfumatoError, UserError, did_you_mean
 from sfumato.files import make_folder, write_atomic
 from sfumato.modelfolder import WEIGHTS, find_folder
 from sfumato.pipeline import Pipeline, Plan, Sampling
 from sfumato.registry import members
 from sfumato.spec import Spec, as_spec
 from sfumato.train.device import choose_device
+from sfumato.train.memory import explain_sampling_oom
 from sfumato.train.progress import Terminal
 
 _KEYS = (
     "n", "seed", "steps", "guidance", "threshold", "solver", "grid", "label", "number", "prompt", "negative", "batch",
-    "dtype",
+    "dtype", "tile", "slice", "offload",
 )  # fmt: skip
 _EACH = 4  # samples of each prompt or class
 _FREE = 16  # samples of a model that is asked by nothing
@@ -64,11 +67,14 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
     choose_device(device)
     pipeline = _with_settings(Pipeline.from_pretrained(folder), settings)
     job = _job(pipeline, folder, prompts, settings)
-    pipeline.to(choose_device(device), settings.get("dtype"))
-    if out is not None and out.suffix:
-        _to_file(job, _checked_file(out, job), as_json)
-        return
-    _to_folder(job, out if out is not None else _own_folder(job, folder), as_json)
+    try:
+        pipeline.to(choose_device(device), settings.get("dtype"))
+        if out is not None and out.suffix:
+            _to_file(job, _checked_file(out, job), as_json)
+            return
+        _to_folder(job, out if out is not None else _own_folder(job, folder), as_json)
+    except torch.OutOfMemoryError as error:
+        raise SfumatoError(_too_much(job, settings, choose_device(device))) from error
 
 
 # ---------------------------------------------------------------- what is asked
@@ -84,7 +90,16 @@ def _with_settings(pipeline: Pipeline, settings: Mapping[str, str]) -> Pipeline:
     for key, value in settings.items():
         if "." in key:
             spec = spec.override(key, value)
-    return Pipeline(pipeline.model, pipeline.spec, spec.build(), trained=pipeline.trained)
+    changed = Pipeline(pipeline.model, pipeline.spec, spec.build(), trained=pipeline.trained)
+    tile, most = (whole_number(settings, key, 0) if key in settings else None for key in ("tile", "slice"))
+    return changed.save_memory(tile=tile, slice=most, offload=_truth(settings, "offload"))
+
+
+def _truth(settings: Mapping[str, str], key: str) -> bool:
+    text = settings.get(key, "false").lower()
+    if text not in ("true", "false"):
+        raise UserError(f"{key}={settings[key]}: must be true or false")
+    return text == "true"
 
 
 def _names_guidance(settings: Mapping[str, str]) -> bool:
@@ -172,6 +187,24 @@ def _names(plan: Plan, suffix: str) -> tuple[str, ...]:
         seen[name] = seen.get(name, 0) + 1
         names.append(name + (f"-{seen[name]}" if seen[name] > 1 else "") + suffix)
     return tuple(names)
+
+
+def _too_much(job: _Job, settings: Mapping[str, str], device: torch.device) -> str:
+    """One sentence after `torch.OutOfMemoryError`: what is needed, and the settings that are left to change."""
+    model, most = job.pipeline.model, min(job.batch, len(job.names))
+    asked = " ".join(f"{key}={settings[key]}" for key in ("tile", "slice", "offload") if key in settings)
+    said = f"{device} is out of memory: {most} samples at once do not fit with {asked or 'all of the network on it'}"
+    said += f"; set batch={most // 2}" if most > 1 else "; use a smaller model, or a device with more memory"
+    if not asked:  # with these settings less is needed than would be said
+        with suppress(NotImplementedError, RuntimeError):  # a network that does not run without numbers
+            said = explain_sampling_oom(model, most, device=device, dtype=next(model.denoiser.parameters()).dtype)
+    left = {
+        "slice=1": "slice" not in settings,
+        "tile=512": "tile" not in settings and type(model.codec).decode_tiled is not Codec.decode_tiled,
+        "offload=true": "offload" not in settings,
+    }
+    more = [setting for setting, able in left.items() if able]
+    return f"{said}, or {' or '.join(more)} (slower)" if more else said
 
 
 # ---------------------------------------------------------------- files

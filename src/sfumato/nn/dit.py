@@ -14,7 +14,7 @@ from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
-from sfumato.nn.layers import check_input, check_positive, check_shape, zero
+from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
 
 
@@ -55,7 +55,7 @@ class DiTBlock(nn.Module):
         x = torch.addcmul(x, g1[:, None], self.drop(attended))
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = x + self.cross(self.cross_norm(x), tokens, mask)
-        hidden = F.gelu(self.mlp_in(modulate(x, b2, s2)), approximate="tanh")
+        hidden = gelu_linear(self.mlp_in, modulate(x, b2, s2))
         return torch.addcmul(x, g2[:, None], self.drop(self.mlp_out(hidden)))
 
 

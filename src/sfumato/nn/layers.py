@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfumato.core.cond import Cond, CondShape
 from sfumato.errors import UserError
@@ -64,6 +65,15 @@ def apply_linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> 
         return fused.linear(module, x, beside)
     out: Tensor = module(x)
     return out if beside is None else beside + out
+
+
+def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
+    """GELU(module(x)) in its tanh form. Without gradients on a GPU the product ends in it: no further pass over the result."""
+    own = type(module.weight) is nn.Parameter and module.bias is not None and module.weight.dtype == x.dtype
+    if own and x.is_cuda and not torch.is_grad_enabled():
+        rows = torch._addmm_activation(module.bias, x.flatten(0, -2), module.weight.T, use_gelu=True)
+        return rows.view(*x.shape[:-1], -1)
+    return F.gelu(module(x), approximate="tanh")
 
 
 def to_tokens(x: Tensor) -> Tensor:

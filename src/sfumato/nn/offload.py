@@ -43,7 +43,10 @@ class Offload:
         wide = [
             module
             for module in network.modules()
-            if type(module) is nn.Linear and id(module) not in inside and sum(map(_room, _tensors(module))) > most
+            if type(module) is nn.Linear
+            and id(module) not in inside
+            and module.weight is not stay
+            and sum(map(_room, _tensors(module))) > most
         ]
         self._changed: list[nn.Module] = [*wide, *blocks]
         far = [t for part in away for t in part] + [t for module in wide for t in _tensors(module)]
@@ -51,13 +54,15 @@ class Offload:
         for t in {id(t): t for t in far}.values():
             t.data = _pinned(t.data, self.device)
         rows = [_in_rows(module, most) for module in wide]
-        self._travel = _Travel([part for parts in rows for part in parts] + [[t.data for t in p] for p in away], self.device)
+        self._travel = _Travel(
+            [part for parts in rows for part in parts] + [[t.data for t in p] for p in away], self.device
+        )
         first = 0
         for module, parts in zip(wide, rows):
-            module.forward = _Rows(module, self._travel, range(first, first + len(parts)))
+            module.__dict__["forward"] = _Rows(module, self._travel, range(first, first + len(parts)))
             first += len(parts)
         for i, (block, part) in enumerate(zip(blocks, away), first):
-            block.forward = _Visit(block, self._travel, i, part)
+            block.__dict__["forward"] = _Visit(block, self._travel, i, part)
 
     def __enter__(self) -> Offload:
         return self
@@ -78,18 +83,23 @@ def check_offload(network: nn.Module) -> None:
     name = getattr(network, "kind", "") or type(network).__name__
     if not blocks_of(network):
         raise UserError(f"the network '{name}' has no list `blocks` to keep away from the device; leave offload out")
-    if any("forward" in block.__dict__ for block in blocks_of(network)):
-        raise UserError(f"blocks of the network '{name}' are recomputed or offloaded already; remove that first")
+    for block in blocks_of(network):
+        if "forward" in block.__dict__ or getattr(block, "_compiled_call_impl", None) is not None:
+            raise UserError(
+                f"blocks of the network '{name}' are compiled, recomputed or offloaded already; load it anew for offload"
+            )
 
 
 @contextmanager
 def offloaded(network: nn.Module, device: torch.device | str) -> Iterator[None]:
     """Inside, `Offload`; afterwards every weight is back where it was."""
     before = [(t, t.device) for t in _tensors(network)]
-    with Offload(network, device):
-        yield
-    for t, place in before:
-        t.data = t.data.to(place)
+    try:
+        with Offload(network, device):
+            yield
+    finally:
+        for t, place in before:
+            t.data = t.data.to(place)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -108,8 +118,7 @@ def _move(module: nn.Module, device: torch.device, besides: set[int]) -> None:
 
 def _pinned(t: Tensor, device: torch.device) -> Tensor:
     """The numbers of t in the host's memory, in the same order there."""
-    t = t.to("cpu")
-    return t.pin_memory() if device.type == "cuda" else t
+    return torch.empty_like(t, device="cpu", pin_memory=device.type == "cuda").copy_(t)
 
 
 def _in_rows(module: nn.Linear, most: int) -> list[list[Tensor]]:
@@ -136,9 +145,14 @@ class _Travel:
         self._holds: list[int | None] = [None, None]
         self._at, self._last = 1, len(parts) - 1
         self._next = [(i + 1) % len(parts) for i in range(len(parts))]
-        self._side: Any = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
-        self._came = [torch.cuda.Event() if self._cuda else None for _ in range(2)]
-        self._left = [torch.cuda.Event() if self._cuda else None for _ in range(2)]
+        self._side: Any = None
+        self._came: list[Any] = [None, None]  # events: a place is filled, and what was computed with it is done
+        self._left: list[Any] = [None, None]
+        if self._cuda:
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._came, self._left = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))  # type: ignore[no-untyped-call]
+            # what had the memory of the places before may still be computed with
+            self._side.wait_stream(torch.cuda.current_stream(device))
 
     @contextmanager
     def visit(self, part: int) -> Iterator[list[Tensor]]:
@@ -159,8 +173,8 @@ class _Travel:
         try:
             yield self._views(part, place)
         finally:
-            if (left := self._left[place]) is not None:
-                left.record(torch.cuda.current_stream(self._device))
+            if self._cuda:
+                self._left[place].record(torch.cuda.current_stream(self._device))
 
     def close(self) -> None:
         """Wait for what is under way and give the places back."""
@@ -175,8 +189,8 @@ class _Travel:
         with side:
             for here, there in zip(self._views(part, place), self._parts[part]):
                 here.copy_(there, non_blocking=True)
-            if (came := self._came[place]) is not None:
-                came.record(self._side)
+            if self._cuda:
+                self._came[place].record(self._side)
         self._holds[place] = part
 
     def _views(self, part: int, place: int) -> list[Tensor]:

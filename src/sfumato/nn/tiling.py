@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple, final
 
@@ -32,9 +31,9 @@ def tiled(f: Callable[[Tensor], Tensor], x: Tensor, *, tile: Side, overlap: Side
 
     In an overlap the quarter next to a tile's cut edge is context and thrown away, since f pads there where the field goes
     on; in the middle half neighbours are blended linearly, with weights whose sum is exactly 1. So the result is f(x), up to
-    rounding, if every output depends on inputs at most overlap / 4 positions away and on nothing else. Norms over positions
-    (group norm) and attention do depend on all: each tile is then computed with its own statistics, and what is left is a
-    smooth difference without seams.
+    rounding, if every output depends on inputs at most overlap / 4 positions away and on nothing else (and overlap is at
+    least 4 k, for a factor 1/k). Norms over positions (group norm) and attention do depend on all: each tile is then computed
+    with statistics of its own, and the difference that is left has no seams.
 
     Memory: f of one tile, and the output, in float32 at least. Raises UserError for sizes that do not fit together.
     """
@@ -49,21 +48,19 @@ def tiled(f: Callable[[Tensor], Tensor], x: Tensor, *, tile: Side, overlap: Side
     if all(len(line) == 1 for line in lines):
         return f(x)
     size = [math.ceil(n * k) for n, k in zip(x.shape[2:], factors)]
-    out: Tensor | None = None
-    for cuts in itertools.product(*lines):
-        made = f(x[(..., *(cut.read for cut in cuts))])
-        expected = (len(x), *(cut.length for cut in cuts))
-        if made.ndim != x.ndim or (made.shape[0], *made.shape[2:]) != expected:
-            want, got = ("(B, C, {}, {}, {})".format(*shape) if axes == 3 else str(shape) for shape in (expected, tuple(made.shape)))
-            raise UserError(f"f gave {got} of a tile where {want} was due; set factor= to what it does to sizes")
-        if out is None:
-            wide = torch.promote_types(made.dtype, torch.float32)  # where tiles are added up
+    out, kind = x.new_empty(0), x.dtype
+    for i, cuts in enumerate(itertools.product(*lines)):
+        part = x[_at(cut.read for cut in cuts)]
+        made = f(part)
+        _check_made(made, part, [cut.length for cut in cuts])
+        if i == 0:  # tiles are added up in float32 at least
+            kind = made.dtype
+            wide = torch.promote_types(kind, torch.float32)
             out = made.new_zeros((len(x), made.shape[1], *size), dtype=wide)
-            narrow = made.dtype
-        weight = _product([cut.weight for cut in cuts]).to(out)
-        out[(..., *(cut.write for cut in cuts))].addcmul_(made[(..., *(cut.keep for cut in cuts))].to(out.dtype), weight)
-    assert out is not None
-    return out.to(narrow)
+        kept, weight = made[_at(cut.keep for cut in cuts)], _product([cut.weight for cut in cuts])
+        out[_at(cut.write for cut in cuts)].addcmul_(kept.to(out.dtype), weight.to(out))
+        del made, kept, part  # or a tile would be there while the next one is computed
+    return out.to(kind)
 
 
 class _Cut(NamedTuple):
@@ -82,20 +79,22 @@ def _line(size: int, tile: int, overlap: int, factor: Fraction) -> list[_Cut]:
         n = math.ceil(size * factor)
         return [_Cut(slice(0, size), n, slice(0, n), slice(0, n), torch.ones(n))]
     grain = factor.denominator  # tiles begin where f's steps do
+    said = f"tile={tile} overlap={overlap}"
     if tile < 1 or overlap < 0 or 2 * overlap > tile:
-        raise UserError(f"tile={tile} overlap={overlap}: a tile is at least 1, and an overlap at least 0 and at most half a tile")
+        raise UserError(f"{said}: a tile is at least 1, and an overlap at least 0 and at most half a tile")
     if tile % grain or overlap % grain:
-        raise UserError(f"tile={tile} overlap={overlap}: f makes one position of {grain}, so both must be multiples of {grain}")
+        raise UserError(f"{said}: f makes one position of {grain}, so both must be multiples of {grain}")
     count = -(-(size - overlap) // (tile - overlap))
-    side = grain * math.ceil(Fraction(size + (count - 1) * overlap, count * grain))
+    even = grain * math.ceil(Fraction(size + (count - 1) * overlap, count * grain))
+    side = max(even, 2 * overlap)  # or three tiles would meet
     shared = int(overlap * factor)
-    ramp = _ramp(shared)
+    away, ramp = _context(shared), _ramp(shared)
     cuts = []
     for i in range(count):
         start = i * (side - overlap)
         end = min(start + side, size)
         at, n = int(start * factor), math.ceil((end - start) * factor)
-        low, high = (shared // 4 if i else 0), n - (shared // 4 if i < count - 1 else 0)
+        low, high = (away if i else 0), n - (away if i < count - 1 else 0)
         weight = torch.ones(n)
         if i:
             weight[:shared] = ramp
@@ -105,9 +104,19 @@ def _line(size: int, tile: int, overlap: int, factor: Fraction) -> list[_Cut]:
     return cuts
 
 
+def _at(slices: Iterable[slice]) -> tuple[slice, ...]:
+    """The index of a part of a field, all rows and channels of it."""
+    return (slice(None), slice(None), *slices)
+
+
+def _context(n: int) -> int:
+    """Positions of an overlap of n that are thrown away at each end: a quarter."""
+    return min(-(-n // 4), n // 2)
+
+
 def _ramp(n: int) -> Tensor:
     """Weights (n,) of the later of two tiles in their overlap: 0 in the first quarter, 1 in the last, linear between."""
-    away = n // 4
+    away = _context(n)
     middle = n - 2 * away
     inside = (torch.arange(middle, dtype=torch.float64) + 0.5) / max(1, middle)
     rounded = (inside * _LEVELS).round() / _LEVELS
@@ -120,6 +129,14 @@ def _product(weights: Sequence[Tensor]) -> Tensor:
     for weight in weights[1:]:
         out = out[..., None] * weight
     return out
+
+
+def _check_made(made: Tensor, part: Tensor, sides: Sequence[int]) -> None:
+    if made.ndim != part.ndim or (made.shape[0], *made.shape[2:]) != (len(part), *sides):
+        raise UserError(
+            f"f made {tuple(made.shape)} of a tile {tuple(part.shape)}, where ({len(part)}, C, "
+            f"{', '.join(map(str, sides))}) was due; set factor= to what f does to sizes"
+        )
 
 
 def _each(value: Side, axes: int, name: str) -> Sequence[int]:

@@ -132,11 +132,16 @@ class Up(nn.Module):
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
-        self.factors = (1.0, 2.0) if dims == 1 else (2.0,) * dims
+        self.factors = (1, 2) if dims == 1 else (2,) * dims
         self.conv = conv(dims, channels, channels)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        x = F.interpolate(x, scale_factor=self.factors, mode="nearest")
+        doubled = tuple(n * f for n, f in zip(x.shape[2:], self.factors)) == size
+        if doubled and fused.fits(x, self.conv.weight):
+            whole = fused.conv_enlarged(self.conv, x, self.factors)
+            if whole is not None:
+                return whole
+        x = F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest")
         if x.shape[2:] != size:
             for axis, n in enumerate(size, start=2):
                 x = x.narrow(axis, 0, n)

@@ -93,7 +93,23 @@ def linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> Tensor
 
 def conv(module: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """module(x), padded by half its kernel."""
-    from sfumato.nn.fused.blocks import Conv
+    from sfumato.nn.fused import blocks
 
-    out: Tensor = Conv.apply(x, module.weight, module.bias, module.stride)  # type: ignore[no-untyped-call]
+    weight, bias = module.weight, module.bias
+    if _no_gradients(x, weight) and bias is not None and blocks.sharable(x, weight):
+        return blocks.conv_of_few(x, weight, bias, module.stride, (1, 1))
+    out: Tensor = blocks.Conv.apply(x, weight, bias, module.stride)  # type: ignore[no-untyped-call]
     return out
+
+
+def conv_enlarged(module: nn.Conv2d | nn.Conv3d, x: Tensor, up: Sequence[int]) -> Tensor | None:
+    """module of x enlarged `up` times by nearest neighbour in one pass; None where that does not pay."""
+    from sfumato.nn.fused import blocks
+
+    if module.bias is None or not _no_gradients(x, module.weight) or not blocks.sharable(x, module.weight, up):
+        return None
+    return blocks.conv_of_few(x, module.weight, module.bias, module.stride, up)
+
+
+def _no_gradients(x: Tensor, weight: Tensor) -> bool:
+    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))

@@ -3,6 +3,7 @@ convolutions saw is normed again from them, which costs one pass and saves half 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfumato.nn.fused.norm import Normed, column_sums, mix, norm_backward, norm_forward
+from sfumato.nn.fused.norm import Normed, Parts, column_sums, convolve_parts, few, mix, norm_backward, norm_forward
 
 _conv = torch.ops.aten.convolution.default
 _conv_back = torch.ops.aten.convolution_backward.default
@@ -45,6 +46,19 @@ def convolve_back(
         grad, x, weight, None, list(stride) or ones, pad, ones, False, [0] * len(pad), 1, [*needs, False]
     )
     return dx, dw
+
+
+def sharable(x: Tensor, weight: Tensor, up: Sequence[int] = (1, 1)) -> bool:
+    """Whether a convolution of x is one for `convolve_parts`: two dimensions, few positions, weights in its order."""
+    positions = len(x) * math.prod(n * u for n, u in zip(x.shape[2:], up))
+    return x.ndim == 4 and few(positions, weight.shape[0]) and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def conv_of_few(x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], up: Sequence[int]) -> Tensor:
+    """A convolution with a bias for few positions, of x enlarged `up` times; not differentiable."""
+    parts = convolve_parts(x, weight, (stride[0], stride[1]), (up[0], up[1]))
+    total = mix(parts, None, None, None, bias)
+    return total.view(len(x), *parts.size, total.shape[1]).movedim(-1, 1)
 
 
 class Conv(torch.autograd.Function):
@@ -83,10 +97,14 @@ class ResBlock(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], groups, eps)
         y, stats1 = norm_forward(first, second, n1)
-        h = convolve(y, w1)
-        y, stats2 = norm_forward(h, None, n2)
-        out = convolve(y, w2)
-        beside = rows(out)
+        if not any(ctx.needs_input_grad) and sharable(first, w2):
+            y, _ = norm_forward(convolve_parts(y, w1), None, n2)
+            beside: Tensor | Parts = convolve_parts(y, w2)
+            h, stats2 = first, stats1  # nothing is kept
+        else:
+            h = convolve(y, w1)
+            y, stats2 = norm_forward(h, None, n2)
+            beside = rows(convolve(y, w2))
         if ws is None:
             total = mix(beside, rows(first), None, None, c2)
         else:

@@ -10,10 +10,28 @@ import triton.language as tl
 
 
 @triton.jit
-def _field(first, second, b, rows, chan, inside, S: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr):
-    """A tile of the channels of `first` (B, S, C1) followed by those of `second` (B, S, C2), in float32."""
+def _field(
+    first,
+    second,
+    b,
+    rows,
+    chan,
+    inside,
+    S: tl.constexpr,
+    C1: tl.constexpr,
+    C2: tl.constexpr,
+    apart=0,
+    PARTS: tl.constexpr = 1,
+):
+    """A tile of the channels of `first` (B, S, C1) followed by those of `second` (B, S, C2), in float32.
+
+    PARTS: `first` is the sum of so many fields, `apart` elements from one to the next.
+    """
     ours = inside & (chan < C1)[None, :]
     x = tl.load(first + (b * S + rows)[:, None] * C1 + chan[None, :], mask=ours, other=0.0).to(tl.float32)
+    for part in range(1, PARTS):
+        at = first + part * apart
+        x += tl.load(at + (b * S + rows)[:, None] * C1 + chan[None, :], mask=ours, other=0.0).to(tl.float32)
     if C2 > 0:
         theirs = inside & (chan >= C1)[None, :]
         x += tl.load(second + (b * S + rows)[:, None] * C2 + (chan - C1)[None, :], mask=theirs, other=0.0).to(
@@ -60,13 +78,14 @@ def _act(u, ACT: tl.constexpr):
 @triton.jit
 def norm_forward(
     first, second, out, bias, add, gamma, beta, scale, shift, mean_out, rstd_out,
-    G, stride, eps,
+    G, stride, eps, apart,
     S: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, PER: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ONCE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, HAS_SCALE: tl.constexpr, ACT: tl.constexpr, KNOWN: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """One sample's `GROUPS` groups of `PER` channels: read, normalise, act, write. ONCE: the whole field is one tile.
 
-    KNOWN: mean_out and rstd_out are read, not written (the backward pass computes the output again).
+    KNOWN: mean_out and rstd_out are read, not written (the backward pass computes the output again). PARTS: of `_field`.
     """
     part, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     C = C1 + C2
@@ -81,7 +100,7 @@ def norm_forward(
     n = S * PER
     if ONCE:
         inside = (steps < S)[:, None] & used[None, :]
-        x = _field(first, second, b, steps, chan, inside, S, C1, C2) + offset[None, :]
+        x = _field(first, second, b, steps, chan, inside, S, C1, C2, apart, PARTS) + offset[None, :]
         if KNOWN:
             mean = tl.load(mean_out + b * G + group, mask=used, other=0.0)
             rstd = tl.load(rstd_out + b * G + group, mask=used, other=0.0)
@@ -98,13 +117,13 @@ def norm_forward(
             rstd = tl.load(rstd_out + b * G + group, mask=used, other=0.0)
         else:
             # Sums are taken around the first row, so that a large mean costs no digits.
-            pivot = _of_groups(tl.sum(_field(first, second, b, steps, chan, (steps < 1)[:, None] & used[None, :], S, C1, C2), 0) + offset, same) / PER  # fmt: skip
+            pivot = _of_groups(tl.sum(_field(first, second, b, steps, chan, (steps < 1)[:, None] & used[None, :], S, C1, C2, apart, PARTS), 0) + offset, same) / PER  # fmt: skip
             total = tl.zeros((CHANNELS,), tl.float32)
             square = tl.zeros((CHANNELS,), tl.float32)
             for row in range(0, S, ROWS):
                 rows = row + steps
                 inside = (rows < S)[:, None] & used[None, :]
-                x = _field(first, second, b, rows, chan, inside, S, C1, C2) + (offset - pivot)[None, :]
+                x = _field(first, second, b, rows, chan, inside, S, C1, C2, apart, PARTS) + (offset - pivot)[None, :]
                 x = tl.where(inside, x, 0.0)
                 total += tl.sum(x, 0)
                 square += tl.sum(x * x, 0)
@@ -114,7 +133,7 @@ def norm_forward(
         for row in range(0, S, ROWS):
             rows = row + steps
             inside = (rows < S)[:, None] & used[None, :]
-            x = _field(first, second, b, rows, chan, inside, S, C1, C2) + offset[None, :]
+            x = _field(first, second, b, rows, chan, inside, S, C1, C2, apart, PARTS) + offset[None, :]
             y = _act((x - mean[None, :]) * (rstd * gain)[None, :] + after[None, :], ACT)
             tl.store(out + (b * S + rows)[:, None] * C + chan[None, :], y.to(out.dtype.element_ty), mask=inside)
     if not KNOWN:
@@ -263,12 +282,13 @@ def norm_backward(
 def mix(
     beside, first, second, weight, bias, bias2, out, M,
     N: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
-    BESIDE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BIAS2: tl.constexpr, PRODUCT: tl.constexpr,
+    BESIDE: tl.constexpr, FIRST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BIAS2: tl.constexpr, PRODUCT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """out = beside + [first | second] weight^T + bias + bias2, rows (M, N). weight: (N, K1 + K2).
 
-    Without PRODUCT, first is (M, N) and added itself: a residual connection with its biases.
+    Without PRODUCT, first is (M, N) and added itself where there is FIRST: a residual connection with its biases.
+    BESIDE: how many (M, N) beside holds, one after the other; their sum is added.
     """
     m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -285,15 +305,54 @@ def mix(
             x = tl.load(second + m[:, None] * K2 + at[None, :], mask=(m < M)[:, None] & (at < K2)[None, :], other=0.0)
             w = tl.load(weight + n[None, :] * (K1 + K2) + K1 + at[:, None], mask=(n < N)[None, :] & (at < K2)[:, None], other=0.0)  # fmt: skip
             total = tl.dot(x, w, total)
-    else:
+    elif FIRST:
         total += tl.load(first + m[:, None] * N + n[None, :], mask=inside, other=0.0).to(tl.float32)
-    if BESIDE:
-        total += tl.load(beside + m[:, None] * N + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    for part in range(0, BESIDE):
+        at = beside + (part * M + m)[:, None] * N + n[None, :]
+        total += tl.load(at, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS2:
         total += tl.load(bias2 + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def conv_parts(
+    x, weight, parts, M, H, W, HO, WO,
+    C: tl.constexpr, N: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DOWN_H: tl.constexpr, DOWN_W: tl.constexpr,
+    UP_H: tl.constexpr, UP_W: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A padded convolution as a matrix product whose inner dimension is shared out among programs, for few positions.
+
+    x (B, H, W, C), first enlarged UP times by nearest neighbour; weight (N, KH, KW, C), stride DOWN. parts (P, M, N)
+    float32, M = B HO WO: their sum over P is the result. A step is BLOCK_K channels of one place of the kernel.
+    """
+    part = tl.program_id(2)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b = m // (HO * WO)
+    top = (m % (HO * WO)) // WO * DOWN_H - KH // 2
+    left = m % WO * DOWN_W - KW // 2
+    chunks: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for i in range(0, STEPS):
+        step = part * STEPS + i
+        place = step // chunks
+        c = (step % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
+        real = c + C * (place // (KH * KW)) < C  # the last program may have steps left over
+        row, col = top + place // KW, left + place % KW
+        inside = (m < M) & (row >= 0) & (row < H * UP_H) & (col >= 0) & (col < W * UP_W)
+        at = ((b * H + row // UP_H) * W + col // UP_W) * C
+        pixels = tl.load(x + at[:, None] + c[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+        kernel = tl.load(
+            weight + n[None, :] * (KH * KW * C) + place * C + c[:, None],
+            mask=(n < N)[None, :] & real[:, None],
+            other=0.0,
+        )
+        total = tl.dot(pixels, kernel, total)
+    tl.store(parts + (part * M + m)[:, None] * N + n[None, :], total, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
 @triton.jit

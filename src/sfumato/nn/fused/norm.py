@@ -12,6 +12,8 @@ _TILE = 32768  # elements of a tile: what a multiprocessor's registers hold in h
 _AIM = 8192  # elements of a tile if the field allows
 _NARROW, _WIDE = 32, 128  # channels of a tile
 _PART = 1024  # rows that one program sums
+_FEW = 64  # tiles of 128 x 128, of 132 multiprocessors: below, a product is shared out among more programs
+_PROGRAMS, _MOST_PARTS = 264, 32
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Normed:
         }
 
 
-def _launch(name: str, grid: tuple[int, int], *args: Any, **settings: Any) -> None:
+def _launch(name: str, grid: tuple[int, ...], *args: Any, **settings: Any) -> None:
     """Run a kernel; not on tensors without numbers, with which a step is simulated."""
     if args[0].is_meta:
         return
@@ -88,20 +90,46 @@ def field_like(x: Tensor, channels: int) -> Tensor:
     return torch.empty((x.shape[0], channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
-def norm_forward(first: Tensor, second: Tensor | None, n: Normed, stats: Tensor | None = None) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Parts:
+    """A field (B, C, *size) that is still to be summed from `data` (P, B S, C), float32: what `convolve_parts` makes."""
+
+    data: Tensor
+    batch: int
+    size: tuple[int, ...]
+    like: Tensor  # of the type and in the place of the result
+
+    @property
+    def count(self) -> int:
+        """How many parts."""
+        return len(self.data)
+
+    def field(self) -> Tensor:
+        """An empty field for the sum."""
+        return field_like(self.like.new_empty(self.batch, 1, *self.size), self.data.shape[2])
+
+
+def norm_forward(
+    first: Tensor | Parts, second: Tensor | None, n: Normed, stats: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(normed field, stats) of [first | second]. stats given: they are used instead of computed."""
-    positions, c1, c2 = _sizes(first, second)
-    out = field_like(first, c1 + c2)
     known = stats is not None
+    if isinstance(first, Parts):
+        given, apart, count = first.data, first.data[0].numel(), first.count
+        positions, c1, c2 = given.shape[1] // first.batch, given.shape[2], 0
+        out = first.field()
+    else:
+        given, apart, count = first, 0, 1
+        positions, c1, c2 = _sizes(first, second)
+        out = field_like(first, c1 + c2)
     if stats is None:
-        stats = torch.empty(2, len(first), n.groups, dtype=torch.float32, device=first.device)
+        stats = torch.empty(2, len(out), n.groups, dtype=torch.float32, device=out.device)
     tile = n.tile(positions, c1 + c2, _TILE)
-    dummy = first  # stands where a pointer is not read
     _launch(
-        "norm_forward", (-(-n.groups // tile["GROUPS"]), len(first)),
-        first, _or(second, dummy), out, _or(n.bias, dummy), _or(n.add, dummy), n.gamma, n.beta, _or(n.scale, dummy),
-        _or(n.shift, dummy), stats[0], stats[1], n.groups, n.stride, n.eps,
-        S=positions, C1=c1, C2=c2, **tile, **n.flags(), KNOWN=known,
+        "norm_forward", (-(-n.groups // tile["GROUPS"]), len(out)),
+        given, _or(second, given), out, _or(n.bias, given), _or(n.add, given), n.gamma, n.beta, _or(n.scale, given),
+        _or(n.shift, given), stats[0], stats[1], n.groups, n.stride, n.eps, apart,
+        S=positions, C1=c1, C2=c2, **tile, **n.flags(), KNOWN=known, PARTS=count,
     )  # fmt: skip
     return out, stats
 
@@ -166,27 +194,66 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
 
 
 def mix(
-    beside: Tensor | None, first: Tensor, second: Tensor | None, weight: Tensor | None, *biases: Tensor | None
+    beside: Tensor | Parts | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    weight: Tensor | None,
+    *biases: Tensor | None,
 ) -> Tensor:
     """beside + [first | second] weight^T + biases, for rows (M, K1), (M, K2), weight (N, K1 + K2); without a weight
     beside + first + biases. One pass over each."""
-    rows = len(first)
-    wide = first.shape[1] if weight is None else weight.shape[0]
-    out = torch.empty(rows, wide, dtype=first.dtype, device=first.device)
-    given = [b for b in biases if b is not None]
-    b1, b2 = [*given, None, None][:2]
-    if weight is None:
-        tile = {"BLOCK_M": 64, "BLOCK_N": min(128, _power(wide)), "BLOCK_K": 16, "num_warps": 4}
+    if isinstance(beside, Parts):
+        held, count, like = beside.data, beside.count, beside.like
+        rows, wide = beside.data.shape[1:]
     else:
+        some = first if beside is None else beside
+        assert some is not None
+        held, count, like, rows = some, int(beside is not None), some, len(some)
+        wide = some.shape[1] if weight is None else weight.shape[0]
+    out = torch.empty(rows, wide, dtype=like.dtype, device=like.device)
+    b1, b2 = [*[b for b in biases if b is not None], None, None][:2]
+    tile: dict[str, int] = {"BLOCK_M": 64, "BLOCK_N": min(128, _power(wide)), "BLOCK_K": 16, "num_warps": 4}
+    if weight is not None:
         tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-    grid = (-(-wide // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"]))
+    if -(-rows // tile["BLOCK_M"]) * -(-wide // tile["BLOCK_N"]) < _FEW:
+        tile = {"BLOCK_M": 32, "BLOCK_N": max(16, min(32, _power(wide))), "BLOCK_K": 64, "num_warps": 4}
     _launch(
-        "mix", grid,
-        _or(beside, first), first, _or(second, first), _or(weight, first), _or(b1, first), _or(b2, first), out, rows,
-        N=wide, K1=first.shape[1], K2=0 if second is None else second.shape[1],
-        BESIDE=beside is not None, HAS_BIAS=b1 is not None, HAS_BIAS2=b2 is not None, PRODUCT=weight is not None, **tile,
+        "mix", (-(-wide // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"])),
+        held, _or(first, held), _or(second, held), _or(weight, held), _or(b1, held), _or(b2, held), out, rows,
+        N=wide, K1=0 if first is None else first.shape[1], K2=0 if second is None else second.shape[1],
+        BESIDE=count, FIRST=first is not None, HAS_BIAS=b1 is not None, HAS_BIAS2=b2 is not None,
+        PRODUCT=weight is not None, **tile,
     )  # fmt: skip
     return out
+
+
+def few(rows: int, wide: int) -> bool:
+    """Whether a product of so many rows and columns leaves most of a GPU idle in a library's tiles."""
+    return -(-rows // 128) * -(-wide // 128) <= _FEW
+
+
+def convolve_parts(x: Tensor, weight: Tensor, stride: tuple[int, int] = (1, 1), up: tuple[int, int] = (1, 1)) -> Parts:
+    """A convolution of x (B, C, H, W), first enlarged `up` times by nearest neighbour, without a bias, in parts.
+
+    For few positions: then a library's kernels run on a handful of multiprocessors, each through the whole inner dimension.
+    """
+    batch, channels, height, width = x.shape
+    wide, _, kh, kw = weight.shape
+    size = (-(-height * up[0] // stride[0]), -(-width * up[1] // stride[1]))
+    rows = batch * size[0] * size[1]
+    block_m = 16 if rows <= 16 else 32 if rows <= 512 else 64
+    block_n, block_k = (max(16, min(64, _power(n))) for n in (wide, channels))
+    tiles = -(-rows // block_m) * -(-wide // block_n)
+    steps = kh * kw * -(-channels // block_k)
+    each = -(-steps // max(1, min(steps, _MOST_PARTS, _PROGRAMS // tiles)))
+    parts = torch.empty(-(-steps // each), rows, wide, dtype=torch.float32, device=x.device)
+    _launch(
+        "conv_parts", (-(-wide // block_n), -(-rows // block_m), len(parts)),
+        x, weight, parts, rows, height, width, *size,
+        C=channels, N=wide, KH=kh, KW=kw, DOWN_H=stride[0], DOWN_W=stride[1], UP_H=up[0], UP_W=up[1], STEPS=each,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=4,
+    )  # fmt: skip
+    return Parts(parts, batch, size, x)
 
 
 def column_sums(x: Tensor) -> Tensor:

@@ -156,16 +156,22 @@ def forwards(bench: Bench, kinds: list[str]) -> None:
 
         def measured(kind: str | None, batch: int = batch) -> dict[str, Figure]:
             found = {}
-            for way, compiled in ways.items():
+
+            def one(way: str, compiled: bool) -> None:
                 made = measure(partial(forward_work, batch, bench.device, kind, compiled), bench.device, bench.plan)
                 found[way] = made
                 print(f"    {kind or 'peer'}, {way}: {1000 * made.seconds:.3f} ms, {made.peak_gib:.2f} GiB", flush=True)
+
+            for way, compiled in ways.items():
+                bench.attempt(f"{kind or 'peer'}, {way}", partial(one, way, compiled))
             return found
 
         peer = measured(None)
 
         def compare(kind: str, batch: int = batch, peer: Mapping[str, Figure] = peer) -> None:
             ours = measured(kind)
+            if not ours or not peer:
+                return  # said already
             mine, theirs = (1000 * min(f.seconds for f in figures.values()) for figures in (ours, peer))
             both = {name: {k: f.to_dict() for k, f in side.items()} for name, side in (("ours", ours), ("peer", peer))}
             bench.row(f"lowbit.forward.b{batch}.{kind}", mine, theirs, "ms", **both)

@@ -77,9 +77,8 @@ def field(dims: int, batch: int = 2) -> Tensor:
 @torch.no_grad()
 def test_a_decoder_in_tiles_is_the_decoder(dims: int) -> None:
     decoder, x = seeded(lambda: Decoder(dims)), field(dims)
-    near = 4 * decoder.reach  # 8
-    # double precision up to the float32 of nothing but the weights 0, 1 and multiples of 1 / 256: exact
-    found = tiled(decoder, x, tile=2 * near if dims < 3 else near + near, overlap=near, factor=4)
+    near = 4 * decoder.reach
+    found = tiled(decoder, x, tile=2 * near, overlap=near, factor=4)
     torch.testing.assert_close(found, decoder(x), rtol=0, atol=1e-13)
 
 
@@ -126,7 +125,7 @@ def test_weights_sum_to_1_at_any_size(size: int, tile: int, overlap: int, factor
     made = tiled(ones, torch.zeros(1, 1, size), tile=tile, overlap=overlap, factor=factor)
     assert torch.equal(made, torch.ones_like(made))
     assert made.shape[-1] == (-(-size // k) if k > 1 else size * int(factor))
-    assert max(sizes) <= max(tile, min(size, tile))
+    assert max(sizes) <= tile
 
 
 def test_weights_sum_to_1_in_three_dimensions() -> None:
@@ -146,7 +145,6 @@ def test_tiles_are_blended_linearly() -> None:
 
 def test_a_field_that_one_tile_holds_is_computed_at_once() -> None:
     x = torch.randn(2, 3, 8)
-    assert tiled(lambda part: part, x, tile=8, overlap=2) is not None
     seen: list[torch.Size] = []
     tiled(lambda part: seen.append(part.shape) or part, x, tile=8, overlap=2)  # type: ignore[func-returns-value]
     assert seen == [x.shape]
@@ -190,7 +188,7 @@ def test_half_precision_is_added_up_in_float32() -> None:
 
 @torch.no_grad()
 def test_group_norm_by_tiles_differs_by_what_is_written_in_the_docs() -> None:
-    """4% of the deviation where all tiles have the same statistics, 26% where the level drifts from 1/2 to 3/2 (random weights).
+    """4% of the deviation where statistics are the same everywhere, 26% where the level drifts from 1/2 to 3/2.
 
     Never a seam: the largest step between neighbours stays that of the whole decode.
     """

@@ -193,7 +193,8 @@ def _too_much(job: _Job, settings: Mapping[str, str], device: torch.device) -> s
     """One sentence after `torch.OutOfMemoryError`: what is needed, and the settings that are left to change."""
     model, most = job.pipeline.model, min(job.batch, len(job.names))
     asked = " ".join(f"{key}={settings[key]}" for key in ("tile", "slice", "offload") if key in settings)
-    said = f"{device} is out of memory: {most} samples at once do not fit with {asked or 'all of the network on it'}"
+    words = f"{most} samples at once do" if most > 1 else "1 sample at once does"
+    said = f"{device} is out of memory: {words} not fit with {asked or 'all of the network on it'}"
     said += f"; set batch={most // 2}" if most > 1 else "; use a smaller model, or a device with more memory"
     if not asked:  # with these settings less is needed than would be said
         with suppress(NotImplementedError, RuntimeError):  # a network that does not run without numbers

@@ -18,6 +18,7 @@ from sfumato.train.memory import Memory, Predictor, example, recomputed, remedie
 from sfumato.train.optim import trained
 from sfumato.train.optim_offload import averages
 from sfumato.train.settings import Training, parse_memory
+from sfumato.train.step import Micro, choose_step
 from sfumato.train.task import Task
 
 
@@ -69,8 +70,6 @@ def estimate(task: Task, data: Data, settings: Training, *, seed: int = 0, devic
             raise
         unpredicted = str(error)
     measured, seconds = (None, None) if remedy is not None else _two_steps(task, data, settings, seed, chosen, dtype)
-    if predictor.captures(settings):  # the two steps were not, and need other memory
-        measured = None
     parameters = sum(p.numel() for p in trained(task).values())
     minutes, samples = settings.minutes, settings.samples
     if seconds is not None and minutes is not None:
@@ -85,29 +84,29 @@ def _two_steps(
 ) -> tuple[int | None, float]:
     """(peak memory on a GPU, seconds of the second step)."""
     copied = copy.deepcopy(task).to(device).train()
-    recomputed(copied, settings)
+    again = recomputed(copied, settings)
     cuda = [device.index or 0] if device.type == "cuda" else []
     train = data.split("train")
-    order, micro = Order(len(train), seed), settings.batch // settings.accumulate
+    order, size = Order(len(train), seed), settings.batch // settings.accumulate
+
+    def micro(number: int, part: int) -> Micro:
+        first = (number - 1) * settings.batch + part * size
+        return train.fetch(order(np.arange(first, first + size))), Draws(seed, first, size)
+
     with torch.random.fork_rng(devices=cuda):
         optimizer = settings.optimizer.build(copied, settings)
         ema = averages(copied.model, settings.ema, settings.offload, optimizer.host)
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
+        step = choose_step(
+            copied, optimizer, ema, dtype, lambda _: None, record=settings.compile, micro=micro(1, 0),
+            count=settings.accumulate, say=lambda _: None,
+            in_the_way=None if again.capturable else "dropout in recomputed blocks draws on the host",
+        )  # fmt: skip
         seconds = 0.0
-        for step in range(2):
+        for number in (1, 2):
             begun = time.perf_counter()
-            optimizer.zero()
-            value = torch.zeros((), device=device)
-            for part in range(settings.accumulate):
-                first = step * settings.batch + part * micro
-                batch = train.fetch(order(np.arange(first, first + micro)))
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    loss = copied.loss(batch, Draws(seed, first, micro))
-                (loss.value / settings.accumulate).backward()  # type: ignore[no-untyped-call]
-                value += loss.value.detach() / settings.accumulate
-            optimizer.step(0.0, value)
-            ema.update(step + 1)
+            step((micro(number, part) for part in range(settings.accumulate)), 0.0, number)
             wait(device)
             seconds = time.perf_counter() - begun
     return (torch.cuda.max_memory_allocated(device) if cuda else None), seconds

@@ -92,8 +92,9 @@ def sample(
     """Draw samples: a PNG for each and a grid, with seed, prompt and settings inside.
 
     n=4 (of each prompt) seed=0 (or 0:1000, or 3,5,8) steps=20 guidance=3 solver=heun grid=karras label=7 number=0.5
-    negative="..." batch=64 dtype=bf16 threshold=dynamic, guidance by name (guidance=apg), and any setting of solver, grid,
-    guidance or threshold (solver.eta=1, guidance.scale=4). The same command again goes on where it stopped.
+    negative="..." batch=64 dtype=bf16 (or int8, fp8) threshold=dynamic, for less memory tile=512 slice=8 offload=true,
+    guidance by name (guidance=apg), and any setting of solver, grid, guidance or threshold (solver.eta=1,
+    guidance.scale=4). The same command again goes on where it stopped.
     """
     from sfumato.commands import sample as verb
 

@@ -24,6 +24,7 @@ from sfumato.errors import SfumatoError, UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
 from sfumato.nn.captured import Captured
+from sfumato.nn.lowbit import KINDS, is_lowbit, lowbit
 from sfumato.nn.offload import Offload, check_offload
 from sfumato.nn.tiling import Sliced, sliced
 from sfumato.registry import Registered
@@ -131,18 +132,30 @@ class Pipeline:
 
     def save_pretrained(self, path: str | Path, card: str | None = None) -> Path:
         """Write the model folder, as a whole or not at all; `card` replaces the model card that is made up."""
+        if is_lowbit(self.model):
+            raise UserError(f"{path}: the model's weights are low-bit and can't be saved; load the model again")
         sampling = as_spec(self.sampling).to_dict()
         return modelfolder.save(path, self.model, self.spec, sampling=sampling, trained=self.trained, card=card)
 
     def to(
         self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | str | None = None
     ) -> Self:
-        """Move the model; `dtype` (bf16, fp16, fp32) casts network and conditioner, solver and codec stay in float32."""
+        """Move the model; `dtype` (bf16, fp16, fp32) casts network and conditioner, solver and codec stay in float32.
+
+        dtype int8, int8-dynamic or fp8: low-bit weights in the blocks of a transformer (extra `lowbit`).
+        """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
+        kind = dtype if isinstance(dtype, str) and dtype in KINDS else None
+        if dtype is not None and is_lowbit(self.model.denoiser.network):
+            raise UserError(f"dtype={dtype}: the model's weights are low-bit and can't be cast; load the model again")
+        if kind is not None:
+            if self._offloading:
+                raise UserError(f"dtype={kind}: not together with offload; leave one of them out")
+            dtype = torch.float32 if str(device or self.model.device).startswith("cpu") else torch.bfloat16
         chosen = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
         if dtype is not None and (chosen is None or not chosen.is_floating_point):
-            raise UserError(f"dtype={dtype}: not a type to compute in; use {', '.join(_DTYPES)}")
+            raise UserError(f"dtype={dtype}: not a type to compute in; use {', '.join((*_DTYPES, *KINDS))}")
         self._acting = None  # what is recorded of the network is of where and what it was
         try:
             where = self.model.device if device is None else torch.device(device)
@@ -159,6 +172,9 @@ class Pipeline:
             raise UserError(
                 f"device={device}: this machine or this build of torch has no such device; use cpu"
             ) from None
+        if kind is not None:
+            lowbit(self.model.denoiser.network, kind)
+            self.compile = self.compile or kind != "int8"  # the others need it on a GPU, or do not pay without
         return self
 
     def _place(self, device: torch.device) -> None:

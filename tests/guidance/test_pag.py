@@ -76,10 +76,12 @@ class Itself(nn.Module):
             self.map.weight.copy_(attention.out.weight @ values)
             self.map.bias.copy_(attention.out.weight @ bias + attention.out.bias)
 
-    def forward(self, x: Tensor, rope: object = None, mask: object = None, identity: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: object = None, mask: object = None, identity: bool = False, beside: Tensor | None = None
+    ) -> Tensor:
         assert not identity
         out: Tensor = self.map(x)
-        return out
+        return out if beside is None else beside + out
 
 
 @pytest.mark.parametrize("blocks", [None, (0, 3)])

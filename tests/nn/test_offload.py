@@ -142,6 +142,16 @@ def test_what_can_not_be_offloaded_is_said() -> None:
         Offload(network, "cpu")
 
 
+def test_weights_that_are_no_plain_tensors_are_refused() -> None:
+    pytest.importorskip("torchao")
+    from sfumato.nn.lowbit import lowbit
+
+    network = DiT((2, 8, 8), CondShape(), width=32, depth=1, heads=2)
+    lowbit(network, "int8")
+    with pytest.raises(UserError, match="low-bit weights, which can't be offloaded"):
+        Offload(network, "cpu")
+
+
 @torch.no_grad()
 def test_after_an_error_inside_everything_is_in_its_place() -> None:
     network, given = made("dit")

@@ -37,7 +37,7 @@ class Codec(nn.Module, Registered, ABC, family="codec"):
         """x0 (B, C, *S) back to media, rounded and clipped to what media can be."""
 
     def decode_tiled(self, x0: Tensor, tile: int) -> Tensor:
-        """`decode` in the memory of a tile of media, at most `tile` positions a side, for a codec that decodes with a network.
+        """`decode` in the memory of a tile of media, at most `tile` positions a side, where a network decodes.
 
         Tiles have to meet before media are rounded, which is why the codec does it: `sfumato.nn.tiling.tiled` around its
         network. Here it is `decode`: without a network every position is decoded alone, and there is nothing to save.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.recipes import Prepared, Recipe, check_init, load_recipe, prepare, recipes, slug, start
 from sfumato.spec import Spec, dump_yaml
-from sfumato.train import Estimate, Result, Run, Terminal
+from sfumato.train import Estimate, Result, Run, Silent, Terminal
 from sfumato.train.device import choose_device, choose_precision
 
 
@@ -41,12 +42,15 @@ def train(
     prepared = prepare(spec, None if fresh else run)
     if not fresh:
         run.check_settings(dict(spec.leaves()))
-    if not as_json:
+    main = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
+    if main and not as_json:
         say(_header(prepared, run, device))
-    if fresh and (removed := run.clear()):
+    if fresh and main and (removed := run.clear()):
         _tell(f"--fresh: removed {', '.join(removed)} of {folder}", as_json)
-    display = Terminal(Console(stderr=True, highlight=False))
+    display = Terminal(Console(stderr=True, highlight=False)) if main else Silent()
     result = start(prepared, run, device=device, display=display).fit()
+    if not main:
+        return
     if as_json:
         say_json(_summary(result, run))
     else:

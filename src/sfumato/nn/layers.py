@@ -61,15 +61,20 @@ def apply_conv(module: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
 
 def apply_linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> Tensor:
     """module(x), or beside + module(x): (B, N, K) to (B, N, width)."""
-    if fused.fits(x, module.weight):
+    if type(module) is nn.Linear and fused.fits(x, module.weight):  # an fp8 layer has an ordinary weight
         return fused.linear(module, x, beside)
     out: Tensor = module(x)
     return out if beside is None else beside + out
 
 
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """GELU(module(x)) in its tanh form. Without gradients on a GPU the product ends in it: no further pass over the result."""
-    own = type(module.weight) is nn.Parameter and module.bias is not None and module.weight.dtype == x.dtype
+    """GELU(module(x)) in its tanh form. Without gradients on a GPU the product ends in it: no further pass."""
+    own = (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.bias is not None
+        and module.weight.dtype == x.dtype
+    )
     if own and x.is_cuda and not torch.is_grad_enabled():
         rows = torch._addmm_activation(module.bias, x.flatten(0, -2), module.weight.T, use_gelu=True)
         return rows.view(*x.shape[:-1], -1)

@@ -54,6 +54,7 @@ def lowbit(network: nn.Module, kind: str, *, scales: Scales = "row") -> Lowered:
     bfloat16; not faster, since a weight is converted before it is multiplied. Gradients of the input are those of the
     rounded weights.
     int8-dynamic: what is multiplied is rounded too, each token by its own largest value, and products are of whole numbers.
+    On a GPU the blocks must be compiled: as torchao writes the product out, it looks at its input and can't be recorded.
     fp8: both in float8 e4m3 (4 exponent bits, 3 of mantissa); weights must be bfloat16, on a GPU of compute capability 8.9
     or more. scales: one factor for each row, finer, or one for each matrix.
 
@@ -74,6 +75,11 @@ def lowbit(network: nn.Module, kind: str, *, scales: Scales = "row") -> Lowered:
         raise UserError(
             f"dtype={kind}: the network '{_name(network)}' has no attention or MLP in its blocks with sizes that are "
             f"multiples of {_MULTIPLE}, so nothing would change; leave it out"
+        )
+    if kind == "int8-dynamic" and _device(network).type == "cuda" and not getattr(network, "regional", False):
+        raise UserError(
+            f"dtype={kind}: on a GPU this needs compiled blocks, and those of the network '{_name(network)}' are not; "
+            "use dtype=int8"
         )
     if kind == "fp8":
         _check_fp8(network, "dtype=fp8", "use dtype=int8")
@@ -200,7 +206,7 @@ def _refuse_gradients(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 def _check_fp8(network: nn.Module, setting: str, remedy: str) -> None:
     """Raise UserError where the network lies on a device without fp8 products."""
-    device = next(network.parameters()).device
+    device = _device(network)
     if device.type != "cuda":
         raise UserError(f"{setting}: the network is on {device.type}, and fp8 is for GPUs; {remedy}")
     capability = torch.cuda.get_device_capability(device)
@@ -228,6 +234,10 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def _name(network: nn.Module) -> str:

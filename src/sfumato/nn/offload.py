@@ -83,6 +83,8 @@ def check_offload(network: nn.Module) -> None:
     name = getattr(network, "kind", "") or type(network).__name__
     if not blocks_of(network):
         raise UserError(f"the network '{name}' has no list `blocks` to keep away from the device; leave offload out")
+    if any(type(t.data) is not Tensor for t in _tensors(network)):
+        raise UserError(f"the network '{name}' has low-bit weights, which can't be offloaded; use one of the two")
     for block in blocks_of(network):
         if "forward" in block.__dict__ or getattr(block, "_compiled_call_impl", None) is not None:
             raise UserError(

@@ -83,6 +83,13 @@ class Checkpoints:
                 return _read_info(folder)
         return None
 
+    def read(self, name: str) -> Loaded:
+        """The checkpoint of that name, verified. Raises CorruptError."""
+        folder = self.folder / name
+        verify_manifest(folder)
+        groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        return Loaded(folder, groups, _read_info(folder))
+
     def load(self, warn: Callable[[str], None]) -> Loaded | None:
         """The newest checkpoint that verifies; None if there never was one.
 
@@ -91,10 +98,7 @@ class Checkpoints:
         folders = self.all()
         for folder in reversed(folders):
             try:
-                verify_manifest(folder)
-                info = _read_info(folder)
-                groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-                return Loaded(folder, groups, info)
+                return self.read(folder.name)
             except CorruptError as error:
                 aside = _set_aside(folder)
                 warn(f"checkpoint {folder.name} is damaged ({error}); it is now {aside.name}, trying the one before")
@@ -146,8 +150,9 @@ def weights(module: nn.Module) -> Tensors:
     seen: set[tuple[int, torch.Size]] = set()
     found = {}
     for name, tensor in module.state_dict().items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
+        whole = not hasattr(tensor, "_local_tensor")  # slices of sharded tensors have no address in common
+        key = (tensor.data_ptr() if whole else 0, tensor.shape)
+        if whole and tensor.numel() and key in seen:
             continue
         seen.add(key)
         found[name] = tensor
@@ -155,8 +160,13 @@ def weights(module: nn.Module) -> Tensors:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, stored: Tensors, source: str) -> None:
-    """Copy tensors into a module in place; raises UserError naming the first one that does not fit."""
+def load_weights(
+    module: nn.Module, stored: Tensors, source: str, own: Callable[[Tensors], Tensors] = lambda whole: whole
+) -> None:
+    """Copy tensors into a module in place; raises UserError naming the first one that does not fit.
+
+    own: of whole tensors, what this process holds (`Parallel.own`).
+    """
     ours = weights(module)
     for name in ours | stored:
         if name not in stored:
@@ -167,5 +177,6 @@ def load_weights(module: nn.Module, stored: Tensors, source: str) -> None:
             raise UserError(
                 f"{source}: '{name}' has shape {tuple(stored[name].shape)} and this model needs {tuple(ours[name].shape)}"
             )
+    mine = own({name: stored[name] for name in ours})
     for name, tensor in ours.items():
-        tensor.copy_(stored[name])
+        getattr(tensor, "_local_tensor", tensor).copy_(mine[name])

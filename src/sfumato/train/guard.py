@@ -15,9 +15,12 @@ from sfumato.train.task import Task
 PATIENCE = 5  # steps left out in a row before the run stops
 
 
-def diagnose(task: Task, batch: Batch, draws: Draws, lr: float, dtype: torch.dtype) -> str:
-    """A sentence: the first of weights, data, layers and gradients that is not finite on this batch, lr and dtype."""
-    found = _first(task, batch, draws, dtype)
+def diagnose(task: Task, batch: Batch, draws: Draws, lr: float, dtype: torch.dtype, whole: bool = True) -> str:
+    """A sentence: the first of weights, data, layers and gradients that is not finite on this batch, lr and dtype.
+
+    whole: the task can be computed by this process alone.
+    """
+    found = _first(task, batch, draws, dtype) if whole else "one process alone reproduces it"
     kind = str(dtype).removeprefix("torch.")
     remedy = "a lower train.lr, a smaller train.clip" + (", train.precision=fp32" if dtype != torch.float32 else "")
     return f"{PATIENCE} steps in a row had a loss or gradient that is not finite: {found} (lr {lr:.2g}, {kind}); try {remedy}"

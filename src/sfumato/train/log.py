@@ -1,4 +1,4 @@
-"""What a run writes down of itself: lines of metrics.jsonl, the averages they hold, and trackers."""
+"""What a run writes down of itself: lines of metrics.jsonl, and the averages they hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato.core import Loss, Process
-from sfumato.errors import UserError
 from sfumato.files import disk_errors, write_atomic
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from sfumato.train.rollback import PATIENCE, Recovery
+from sfumato.train.trackers import Tracker as Tracker
+from sfumato.train.trackers import make_trackers as make_trackers
 
 LEVELS = 20  # bins of the noise level u = sigma / (alpha + sigma) for the loss by noise level
 
@@ -88,6 +87,8 @@ class _Step:
     norm: Tensor
     bad: Tensor
     parts: list[Loss]
+    number: int
+    numbers: tuple[int, int]
 
 
 @final
@@ -101,15 +102,34 @@ class Meter:
     def __init__(self, process: Process | None) -> None:
         self._process = process
         self._pending: list[_Step] = []
-        self.skipped = 0  # steps left out for a loss or gradient that was not finite, since the start of the run
-        self.streak = 0  # how many of them in a row, up to now
-        self.worst = 0  # the longest such row since this was last looked at
+        self.recovery = Recovery()  # what became of steps that were not finite
         self._sums = np.zeros(3)  # loss, gradient norm, steps
         self._levels = np.zeros((2, LEVELS))  # loss, count
 
-    def add(self, loss: Tensor, norm: Tensor, bad: Tensor, parts: list[Loss]) -> None:
-        """Take in a step: its loss (), gradient norm (), 1 if it was left out, and the losses of its parts."""
-        self._pending.append(_Step(loss, norm, bad, parts))
+    @property
+    def skipped(self) -> int:
+        """Steps left out for a loss or gradient that was not finite, since the start of the run."""
+        return self.recovery.skipped
+
+    @property
+    def worst(self) -> int:
+        """The longest row of them that is still of interest."""
+        return PATIENCE if self.recovery.broke else self.recovery.streak
+
+    def add(
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        bad: Tensor,
+        parts: list[Loss],
+        number: int = 0,
+        numbers: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Take in a step: its loss (), gradient norm (), 1 if it was left out, and the losses of its parts.
+
+        number: of the step, 1, 2, ... numbers: of its first and last sample.
+        """
+        self._pending.append(_Step(loss, norm, bad, parts, number, numbers))
 
     def read(self) -> None:
         """Bring pending steps into the sums. Waits for the device."""
@@ -118,12 +138,9 @@ class Meter:
         scalars = torch.stack([torch.stack([s.loss.float(), s.norm.float(), s.bad]) for s in self._pending])
         parts: list[Loss] = []
         for (loss, norm, bad), step in zip(scalars.double().cpu().numpy(), self._pending):
+            self.recovery.see(step.number, *step.numbers, bool(bad))
             if bad:
-                self.skipped += 1
-                self.streak += 1
-                self.worst = max(self.worst, self.streak)
                 continue
-            self.streak = 0
             self._sums += (loss, norm, 1)
             parts += [
                 part for part in step.parts if part.t.ndim == 1
@@ -160,57 +177,18 @@ class Meter:
         """Plain data for a checkpoint."""
         self.read()
         return {
-            "skipped": self.skipped,
-            "streak": self.streak,
+            "recovery": self.recovery.state(),
             "sums": self._sums.tolist(),
             "levels": self._levels.tolist(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.skipped, self.streak = int(state["skipped"]), int(state["streak"])
+        self.back(state)
+        self.recovery = Recovery.of(state.get("recovery", state))
+
+    def back(self, state: Mapping[str, Any]) -> None:
+        """The same after a rollback: means are as they were then, and what led to it is still known."""
+        self._pending.clear()
         self._sums[:] = state["sums"]
         self._levels[:] = state["levels"]
-
-
-class Tracker(Protocol):
-    """Somewhere else to send metrics and pictures: TensorBoard, a service, a test."""
-
-    def log(self, metrics: Mapping[str, float], samples: int) -> None:
-        """Numbers at a position of the run."""
-        ...
-
-    def image(self, name: str, picture: Image, samples: int) -> None:
-        """A picture at a position of the run."""
-        ...
-
-    def close(self) -> None:
-        """The run has ended."""
-        ...
-
-
-@final
-class TensorBoard:
-    """Writes event files for TensorBoard to a folder; needs the extra `track`."""
-
-    def __init__(self, folder: Path, start: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise UserError('trackers=tensorboard needs TensorBoard; pip install "sfumato[track]"') from None
-        self._writer = SummaryWriter(str(folder), purge_step=start or None)
-
-    def log(self, metrics: Mapping[str, float], samples: int) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, samples)
-
-    def image(self, name: str, picture: Image, samples: int) -> None:
-        self._writer.add_image(name, np.asarray(picture.convert("RGB")), samples, dataformats="HWC")
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def make_trackers(names: tuple[str, ...], folder: Path, start: int) -> list[Tracker]:
-    """The trackers named in the settings."""
-    return [TensorBoard(folder / name, start) for name in names if name == "tensorboard"]

@@ -8,7 +8,7 @@ costs half a millisecond a step for a hundred parameters, 2% of a step of a smal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, final
 
 import torch
@@ -51,6 +51,12 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: the tensor itself unless it is sharded among several (a DTensor)."""
+    held: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return held
+
+
 class Optimizer(Registered, ABC, family="optimizer"):
     """Clips by global norm, leaves out steps that are not finite, and hands the rest to `update` of its kind.
 
@@ -71,6 +77,7 @@ class Optimizer(Registered, ABC, family="optimizer"):
             name: settings.weight_decay if decays(owner[id(p)], p) else 0.0 for name, p in self.parameters.items()
         }
         self.host = Host(self.parameters) if settings.offload != "none" else None
+        self.across: Callable[[Tensor], Tensor] | None = None  # sums over what other processes hold of the parameters
         self.count = torch.zeros((), device=self.device)  # steps that were made; float32 as the kernel wants it
 
     @property
@@ -86,7 +93,7 @@ class Optimizer(Registered, ABC, family="optimizer"):
 
     def weight(self, name: str) -> Tensor:
         """The values of a parameter that `update` changes: the parameter's own, or the host's copy of them."""
-        return self.parameters[name].data if self.host is None else self.host.weights[name]
+        return local(self.parameters[name].data) if self.host is None else self.host.weights[name]
 
     def zero(self) -> None:
         """Forget the gradients."""
@@ -99,8 +106,10 @@ class Optimizer(Registered, ABC, family="optimizer"):
 
         lr: a number, or a 0-dim float32 tensor on the device of the state.
         """
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        gradients = {name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+        if self.across is not None:
+            norm = self.across(norm.square()).sqrt()
         bad = (~torch.isfinite(norm + loss)).float()
         on_host = norm.device.type == "cpu"
         known = on_host or self.host is not None

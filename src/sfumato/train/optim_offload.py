@@ -83,7 +83,7 @@ class HostEma(Generic[M]):
         self._source, self._host = model, host
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self._live = host.of(p for p in model.parameters() if p.requires_grad)
-        self._averages = [_on_host(model) for _ in stds]
+        self._averages = [on_host(model) for _ in stds]
         self._kept = [[dict(a.named_parameters())[name].data for name in self._names] for a in self._averages]
         self._shown: list[M] = []
 
@@ -134,7 +134,7 @@ def _host_like(p: Tensor) -> Tensor:
     return torch.empty_like(p, device="cpu", requires_grad=False, pin_memory=p.is_cuda)
 
 
-def _on_host(model: M) -> M:
+def on_host(model: M) -> M:
     """A copy for evaluation in the host's memory; the device holds none in between."""
     tensors = [*model.parameters(), *model.buffers()]
     memo: dict[int, Tensor] = {}

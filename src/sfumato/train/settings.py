@@ -31,7 +31,7 @@ FREE_TO_CHANGE = frozenset(
             "threads",
             "trackers",
         ),
-        *("compile", "recompute", "memory", "offload"),
+        *("compile", "recompute", "memory", "offload", "parallel"),
     }
 )
 
@@ -67,7 +67,10 @@ class Training(Registered, family="training", name="training"):
     recompute: share of the network's blocks, the first ones, that keep no activations and run again in the backward pass.
     offload: what lies in the host's memory, updated there: the state of the `optimizer`, or `all`, the averages too.
     memory: of the device, such as 40GiB: `recompute` and then `accumulate` are raised until a step fits it.
-    compile: record a step once and replay it; none: on a GPU.
+    compile: record a step once and replay it; none: on a GPU. fp8: large linear layers of a transformer's blocks multiply in
+        8-bit floats (extra `lowbit`, H100 and newer).
+    parallel: how several processes (torchrun) share the work: `ddp`, each with the whole model; `fsdp`, each with a slice of
+        every tensor; auto: ddp. A step is the same for any number of them.
     drop: share of training samples whose condition is replaced by "anything", which guidance needs.
     precision: bf16 computes matrix products in bfloat16 and keeps weights in float32; auto takes it where the GPU has it.
     checkpoint_minutes: minutes between two checkpoints. keep: how many are kept.
@@ -101,6 +104,8 @@ class Training(Registered, family="training", name="training"):
     offload: Literal["none", "optimizer", "all"] = "none"
     memory: str | float | None = None
     compile: bool | None = None
+    fp8: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "keep", "log_every", "threads"):

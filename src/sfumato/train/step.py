@@ -10,7 +10,7 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from sfumato.core import Batch, Draws, Loss, Planned, on_device
 from sfumato.errors import UserError
 from sfumato.nn.captured import quickest_kernels, regional
+from sfumato.nn.lowbit import fp8_training
 from sfumato.train.ema import Ema
 from sfumato.train.fused_update import FusedUpdate
 from sfumato.train.optim import AdamW, Optimizer
 from sfumato.train.optim_offload import HostEma
+from sfumato.train.parallel import Parallel
+from sfumato.train.sharded import ShardedEma
 from sfumato.train.task import Task
 
 Micro = tuple[Batch, Draws]
-Averages = Ema[Any] | HostEma[Any]
+Averages = Ema[Any] | HostEma[Any] | ShardedEma[Any]
 Seed = Callable[[int], None]  # sets torch's generators from a sample number
 
 _WARM_UP = 2  # steps before recording: libraries choose their kernels in them
@@ -66,27 +69,24 @@ class PlainStep(Step):
     dtype: torch.dtype
     seed: Seed
     count: int = 1
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __call__(self, micros: Iterable[Micro], lr: float, number: int) -> Stepped:
         self.optimizer.zero()
         value, parts = torch.zeros((), device=next(self.task.parameters()).device), []
-        for batch, draws in micros:
+        for i, (batch, draws) in enumerate(micros, 1):
             self.seed(draws.start)
-            loss = plain_loss(self.task, batch, draws, self.dtype)
-            part = loss.value if self.count == 1 else loss.value / self.count
-            part.backward()  # type: ignore[no-untyped-call]
-            value += part.detach()
-            parts.append(Loss(loss.value.detach(), loss.per_sample.detach(), loss.t))
+            with self.parallel.part(self.task, i == self.count):
+                with torch.autocast(value.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    loss = self.parallel.loss(self.task, batch, draws)
+                part = loss.value if self.count == 1 else loss.value / self.count
+                part.backward()  # type: ignore[no-untyped-call]
+            whole = self.parallel.gather(Loss(loss.value.detach(), loss.per_sample.detach(), loss.t))
+            value += whole.value if self.count == 1 else whole.value / self.count
+            parts.append(whole)
         norm, bad = self.optimizer.step(lr, value)
         self.ema.update(number)
         return Stepped(value, norm, bad, parts)
-
-
-def plain_loss(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype) -> Loss:
-    """The loss with matrix products in `dtype`."""
-    device = next(task.parameters()).device.type
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        return task.loss(batch, draws)
 
 
 def working_copy(task: Task, dtype: torch.dtype) -> tuple[Task, list[tuple[nn.Parameter, nn.Parameter]]]:
@@ -125,7 +125,14 @@ class GraphStep(Step):
     """
 
     def __init__(
-        self, task: Task, optimizer: Optimizer, ema: Ema[Any], dtype: torch.dtype, seed: Seed, count: int = 1
+        self,
+        task: Task,
+        optimizer: Optimizer,
+        ema: Ema[Any],
+        dtype: torch.dtype,
+        seed: Seed,
+        count: int = 1,
+        fp8: bool = False,
     ) -> None:
         self.task, self.optimizer, self.ema, self.dtype, self.seed, self.count = (
             task,
@@ -136,6 +143,8 @@ class GraphStep(Step):
             count,
         )
         self.working, pairs = working_copy(task, dtype)
+        if fp8 and self.working.halved is not None:
+            fp8_training(self.working.halved)
         self._device = next(task.parameters()).device
         self._pairs = [(p, half) for p, half in pairs if p.requires_grad]
         self._sums = self._places_for_gradients(FusedUpdate.fits(optimizer, ema, self._pairs))
@@ -294,26 +303,31 @@ def choose_step(
     count: int,
     say: Callable[[str], None],
     in_the_way: str | None = None,
+    fp8: bool = False,
+    parallel: Parallel | None = None,
 ) -> Step:
     """A step that is ready for such a batch: recorded on a GPU in half precision where that is possible, else as written.
 
     micro, count: a part of a batch, and how many parts a step has. record: `train.compile`; True raises UserError where
     recording is not possible, None says so where it fails in the attempt. in_the_way: a reason of the caller's not to.
+    fp8: `train.fp8`. parallel: the processes that share the work.
     """
-    plain = PlainStep(task, optimizer, ema, dtype, seed, count)
+    plain = PlainStep(task, optimizer, ema, dtype, seed, count, parallel or Parallel())
     reason = _in_the_way(task, optimizer, dtype) or in_the_way
+    if fp8 and (record is False or reason is not None):
+        raise UserError(f"train.fp8 = true: {reason or 'train.compile is false'}; leave it unset")
     if record is False or (record is None and reason is not None):
         return plain
     if reason is not None:
         raise UserError(f"train.compile = true: {reason}; leave it unset")
     assert isinstance(ema, Ema)  # averages on the host come with an optimizer there
-    step = GraphStep(task, optimizer, ema, dtype, seed, count)
+    step = GraphStep(task, optimizer, ema, dtype, seed, count, fp8)
     try:
         step.prepare(micro)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if record:
+        if record or fp8:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         say(f"warning: the step could not be recorded for the GPU and is computed as written ({first[:160]})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -19,16 +19,17 @@ from sfumato.errors import Interrupted, SfumatoError, UserError
 from sfumato.files import DiskFullError
 from sfumato.spec import as_spec
 from sfumato.train.checkpoint import Checkpoints, load_weights, weights
-from sfumato.train.device import choose_device, choose_precision, wait
+from sfumato.train.device import choose_precision, wait
 from sfumato.train.guard import PATIENCE, diagnose
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.log import Meter, MetricsLog, Tracker, make_trackers
 from sfumato.train.memory import example, explain_oom, fitted, recomputed
-from sfumato.train.optim_offload import averages
-from sfumato.train.progress import Display, Terminal
+from sfumato.train.parallel import begin
+from sfumato.train.progress import Display, Silent, Terminal
 from sfumato.train.run import Run, State
 from sfumato.train.schedule import Budget, Pace
 from sfumato.train.settings import Training
+from sfumato.train.sharing import part_of, shared
 from sfumato.train.signals import StopSignals
 from sfumato.train.step import Micro, Step, choose_step
 from sfumato.train.task import Task
@@ -73,7 +74,7 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         display: Display | None = None,
     ) -> None:
-        self.device = choose_device(device)
+        self.parallel, self.device = begin(settings.parallel, device)
         self.dtype = choose_precision(settings.precision, self.device)
         self.asked, self.run, self.seed = settings, run, seed  # what a resume must agree with
         self.settings = settings = fitted(task, data, settings, device=self.device, dtype=self.dtype, seed=seed)
@@ -82,12 +83,14 @@ class Trainer:
         self.recomputed = recomputed(task, settings)
         self.pace = Pace()
         self.budget = Budget(settings, self.pace)
-        self.optimizer = settings.optimizer.build(task, settings)
-        self.ema = averages(task.model, settings.ema, settings.offload, self.optimizer.host)
+        self.micro = part_of(settings, self.parallel)
+        self.optimizer, self.ema = shared(task, settings, self.parallel)
         self.meter = Meter(task.process)
         self.checkpoints: Checkpoints = run.checkpoints(settings.keep)
         self.log = MetricsLog(run.metrics)
         self.step: Step | None = None  # made when training begins
+        self._signals: StopSignals | None = None
+        self._asked = False  # whether any process was asked to stop
         self._trackers = list(trackers)
         self._display = display
         self._loss: float | None = None
@@ -100,10 +103,12 @@ class Trainer:
     def fit(self) -> Result:
         """Train to the end of the budget."""
         display = self._display if self._display is not None else Terminal()
+        display = display if self.parallel.main else Silent()
         note = "finishing this step and saving; once more to quit at once"
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         signals = StopSignals(lambda: display.say(note))
-        with self.run.lock(), torch.random.fork_rng(devices=cuda), signals:
+        held = self.run.lock() if self.parallel.main else nullcontext()
+        with held, torch.random.fork_rng(devices=cuda), signals:
             try:
                 return self._fit(display, signals)
             except torch.OutOfMemoryError as error:
@@ -126,10 +131,11 @@ class Trainer:
 
     def _fit(self, display: Display, signals: StopSignals) -> Result:
         resumed = self._resume(display)
-        self.run.open()
-        self.log.truncate(self.pace.step)
-        self._warn_if_full(display, lambda: self.run.write("data.json", describe_data(self.data)))
-        self._trackers += make_trackers(self.settings.trackers, self.run.folder, self.pace.samples)
+        if self.parallel.main:
+            self.run.open()
+            self.log.truncate(self.pace.step)
+            self._warn_if_full(display, lambda: self.run.write("data.json", describe_data(self.data)))
+            self._trackers += make_trackers(self.settings.trackers, self.run.folder, self.pace.samples)
         if resumed and self.budget.done:
             display.say(f"the run '{self.run.folder}' is finished; raise its minutes= or samples= to go on")
             return self._result()
@@ -147,7 +153,7 @@ class Trainer:
 
     def _end(self, display: Display, state: State) -> None:
         self._set_state(state)
-        for hook in self.hooks:
+        for hook in self.hooks if self.parallel.main else ():
             self._warn_if_full(display, lambda hook=hook: hook.end(self.run))  # type: ignore[misc]
 
     def _loop(self, display: Display, signals: StopSignals) -> None:
@@ -155,11 +161,11 @@ class Trainer:
         saved_at, self._measured_at = pace.seconds, 0.0
         self._set_state("running")
         train = self.data.split("train")
-        micro = s.batch // s.accumulate
-        depth = max(2, s.accumulate)
-        self._prepare(display, train, micro)
+        who = {"rank": self.parallel.rank, "world": self.parallel.size}
+        how = {"threads": s.threads, "prefetch": max(2, s.accumulate)}
+        self._prepare(display, signals, train)
         self._mark = time.monotonic()
-        with Loader(train, micro, self.seed, pace.samples, threads=s.threads, prefetch=depth) as loader:
+        with Loader(train, self.micro, self.seed, pace.samples, **how, **who) as loader:
             while not budget.done:
                 before = pace.progress
                 batch, draws, lr = self._step(loader)
@@ -169,7 +175,7 @@ class Trainer:
                 if pace.step % s.log_every == 0 or budget.done:
                     self._write_metrics(display, lr)
                 self._call_hooks(display, before)
-                stop = budget.done or signals.asked
+                stop = budget.done or self._asked
                 if stop or pace.seconds - saved_at > 60 * s.checkpoint_minutes:
                     self._save(display, must=stop)
                     saved_at = pace.seconds
@@ -195,9 +201,10 @@ class Trainer:
         self.meter.add(value, norm, bad, parts)
         return *last[0], lr
 
-    def _prepare(self, display: Display, train: Data, size: int) -> None:
+    def _prepare(self, display: Display, signals: StopSignals, train: Data) -> None:
         """Record the step, where it is recorded, before the clock starts."""
-        first = self.pace.samples
+        self._signals = signals
+        first, size = self.pace.samples, self.micro
         order = Order(len(train), self.seed)
         batch = train.fetch(order(np.arange(first, first + size)))
         self.step = choose_step(
@@ -210,6 +217,8 @@ class Trainer:
             micro=(batch, Draws(self.seed, first, size)),
             count=self.settings.accumulate,
             in_the_way=None if self.recomputed.capturable else "dropout in recomputed blocks draws on the host",
+            fp8=self.settings.fp8,
+            parallel=self.parallel,
             say=display.say,
         )
         if self.step.setup_seconds > 1:
@@ -229,9 +238,11 @@ class Trainer:
     # ------------------------------------------------------------ time
 
     def _lap(self) -> float:
-        """Seconds since the last lap, added to the run's."""
+        """Seconds since the last lap, added to the run's: the main process's, on all of them."""
         now = time.monotonic()
-        lap, self._mark = now - self._mark, now
+        asked = self._signals is not None and self._signals.asked
+        lap, self._asked = self.parallel.agree(now - self._mark, asked)
+        self._mark = now
         self.pace.seconds += lap
         return lap
 
@@ -285,6 +296,8 @@ class Trainer:
         self._record(display, entry)
 
     def _record(self, display: Display, entry: Mapping[str, Any]) -> None:
+        if not self.parallel.main:
+            return
         self._warn_if_full(display, lambda: self.log.append(entry))
         numbers = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("step", "samples")}
         for tracker in self._trackers:
@@ -307,7 +320,7 @@ class Trainer:
         moment = Moment(model, self.task, self.run, pace.step, pace.samples, pace.progress, pace.seconds, last)
         found: Mapping[str, Any] | None = None
         try:
-            found = hook(moment)
+            found = hook(moment) if self.parallel.main else None
         except DiskFullError as error:
             display.say(f"warning: {error}")
         if found:
@@ -329,7 +342,10 @@ class Trainer:
         begun = self.pace.seconds
         try:
             groups = {"weights": weights(self.task), "ema": self.ema.state(), "optimizer": self.optimizer.state()}
-            self.checkpoints.save(self.pace.step, groups, self._info())
+            groups = {name: self.parallel.whole(group) for name, group in groups.items()}
+            info = self._info()
+            if self.parallel.main:
+                self.checkpoints.save(self.pace.step, groups, info)
         except DiskFullError as error:
             if must:
                 raise
@@ -355,9 +371,12 @@ class Trainer:
     # ------------------------------------------------------------ going on
 
     def _resume(self, display: Display) -> bool:
-        loaded = self.checkpoints.load(display.say)
+        loaded = self.checkpoints.load(display.say) if self.parallel.main else None
+        name = self.parallel.share(None if loaded is None else loaded.folder.name)
+        if loaded is None and name is not None:
+            loaded = self.checkpoints.read(name)
         if loaded is None:
-            if self.run.metrics.exists():
+            if self.parallel.main and self.run.metrics.exists():
                 display.say(
                     f"the run '{self.run.folder}' stopped before its first checkpoint; starting from the beginning"
                 )
@@ -371,9 +390,10 @@ class Trainer:
                 f"({info['data']['fingerprint']}) -> {len(self.data)} items ({fingerprint}); start over with --fresh, "
                 f"choose another name=, or start from its weights with init={self.run.folder}"
             )
-        load_weights(self.task, loaded.groups["weights"], str(loaded.folder / "weights.safetensors"))
-        self.ema.load(loaded.groups["ema"])
-        self.optimizer.load(loaded.groups["optimizer"])
+        own = self.parallel.own
+        load_weights(self.task, loaded.groups["weights"], str(loaded.folder / "weights.safetensors"), own)
+        self.ema.load(own(loaded.groups["ema"]))
+        self.optimizer.load(own(loaded.groups["optimizer"]))
         self.meter.load(info["meter"])
         self._costs = {k: list(v) for k, v in info["costs"].items()}
         for key in asdict(self.pace):
@@ -386,12 +406,14 @@ class Trainer:
         self.meter.read()
         if self.meter.worst < PATIENCE:
             return
-        reason = diagnose(self.task, batch, draws, lr, self.dtype)
+        reason = diagnose(self.task, batch, draws, lr, self.dtype, whole=self.parallel.size == 1)
         newest = self.checkpoints.all()
         kept = f"; the checkpoint {newest[-1].name} is from before" if newest else ""
         raise SfumatoError(reason + kept)
 
     def _set_state(self, state: State) -> None:
+        if not self.parallel.main:
+            return
         with suppress(DiskFullError):
             pace = self.pace
             self.run.set_state(

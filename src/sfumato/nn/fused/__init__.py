@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _HALF = (torch.bfloat16, torch.float16)
+_PLAIN = (Tensor, nn.Parameter)  # not a low-bit weight, which is one that holds others
 _off = 0
 _pretended = 0
 _interpreted = False  # tests run the kernels on the CPU
@@ -48,7 +49,7 @@ def has_triton() -> bool:
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether a fused part takes x (B, C, *S) with weights of this type: half precision on CUDA, first derivatives only."""
-    if _off or x.dtype != weight.dtype or torch.compiler.is_compiling():
+    if _off or type(weight) not in _PLAIN or x.dtype != weight.dtype or torch.compiler.is_compiling():
         return False
     half = x.dtype in _HALF and ((x.is_cuda and has_triton()) or (x.is_meta and _pretended > 0))
     if not (_interpreted or half):

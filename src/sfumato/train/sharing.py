@@ -1,0 +1,50 @@
+"""What a trainer makes of a task for the processes that train it together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sfumato.errors import UserError
+from sfumato.train.ema import Ema
+from sfumato.train.optim import AdamW, Optimizer
+from sfumato.train.optim_offload import HostEma, averages, on_host
+from sfumato.train.parallel import Parallel, Sharded
+from sfumato.train.settings import Training
+from sfumato.train.sharded import ShardedEma
+from sfumato.train.task import Task
+
+Averages = Ema[Any] | HostEma[Any] | ShardedEma[Any]
+
+
+def part_of(settings: Training, parallel: Parallel) -> int:
+    """Samples that a process computes at a time. Raises UserError if the batch can't be shared out evenly."""
+    whole = settings.accumulate * parallel.size
+    if settings.batch % whole:
+        raise UserError(
+            f"train.batch = {settings.batch}: {parallel.size} processes of accumulate = {settings.accumulate} can't share it "
+            f"out evenly; use a multiple of {whole}"
+        )
+    return settings.batch // whole
+
+
+def shared(task: Task, settings: Training, parallel: Parallel) -> tuple[Optimizer, Averages]:
+    """Share the task's parameters; then their optimizer and averages."""
+    if parallel.size > 1 and settings.offload != "none":
+        raise UserError(
+            f"train.offload = {settings.offload}: not with several processes; use train.parallel=fsdp to save memory"
+        )
+    if not isinstance(parallel, Sharded):
+        parallel.wrap(task)
+        optimizer = settings.optimizer.build(task, settings)
+        return optimizer, averages(task.model, settings.ema, settings.offload, optimizer.host)
+    if settings.optimizer.cls is not AdamW:
+        raise UserError(
+            f"train.optimizer = {settings.optimizer.cls.kind}: needs whole tensors; use adamw with train.parallel=fsdp"
+        )
+    spare: nn.Module = on_host(task.model)
+    parallel.wrap(task)
+    optimizer = settings.optimizer.build(task, settings)
+    optimizer.across = parallel.squares
+    return optimizer, ShardedEma(task.model, settings.ema, spare, parallel)

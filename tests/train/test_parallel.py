@@ -1,0 +1,88 @@
+"""One training on one process and on two: the same steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfumato.errors import UserError
+from sfumato.train import Training
+from sfumato.train.parallel import Parallel, begin
+from sfumato.train.sharing import part_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def _train(folder: Path, processes: int, expect: int = 0, **asked: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    if processes == 1:
+        start = [sys.executable]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    settings = {"samples": 16 * 20, "batch": 16, "log_every": 5, "decay": 0.0, "warmup": 0.0, **asked}
+    command = [*start, "-m", "tests.train.ranks", str(folder), json.dumps(settings)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150)
+    said = done.stdout + done.stderr
+    assert (done.returncode != 0) == (expect != 0), said[-3000:]
+    assert not expect or f"exitcode  : {expect}" in said or done.returncode == expect, said[-3000:]
+    found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
+    return found
+
+
+def _apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[k] - theirs[k]).norm() / (theirs[k].norm() + 1e-12)) for k in theirs)
+
+
+def _losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[float]]:
+    folder = tmp_path_factory.mktemp("alone")
+    return _train(folder, 1)["weights"], _losses(folder)
+
+
+@pytest.mark.parametrize(
+    ("processes", "asked"),
+    [(1, {"accumulate": 2}), (2, {}), (2, {"parallel": "fsdp"}), (2, {"accumulate": 2, "parallel": "fsdp"})],
+)
+def test_twenty_steps_are_the_same_on_any_number_of_processes(
+    tmp_path: Path, alone: tuple[dict[str, Tensor], list[float]], processes: int, asked: dict[str, Any]
+) -> None:
+    found = _train(tmp_path, processes, **asked)
+    assert _apart(found["weights"], alone[0]) < 1e-5
+    assert _losses(tmp_path) == pytest.approx(alone[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_that_was_asked_to_stop_goes_on_on_another_number_of_processes(
+    tmp_path: Path, alone: tuple[dict[str, Tensor], list[float]], parallel: str
+) -> None:
+    part = _train(tmp_path, 2, expect=75, stop=100, parallel=parallel)
+    assert 100 <= part["samples"] < 320
+    found = _train(tmp_path, 1)
+    assert found["samples"] == 320 and _apart(found["weights"], alone[0]) < 1e-5
+
+
+def test_one_process_shares_nothing_and_batches_must_divide() -> None:
+    parallel, device = begin("auto", "cpu")
+    assert parallel.main and parallel.size == 1 and device.type == "cpu"
+    assert parallel.agree(1.5, True) == (1.5, True) and parallel.share("a") == "a"
+    with pytest.raises(UserError, match="train.parallel=fsdp needs several processes"):
+        begin("fsdp", "cpu")
+    three = Parallel()
+    three.size = 3
+    assert part_of(Training(samples=1, batch=12, accumulate=2), three) == 2
+    with pytest.raises(UserError, match=r"train.batch = 16: 3 processes .* use a multiple of 6"):
+        part_of(Training(samples=1, batch=16, accumulate=2), three)

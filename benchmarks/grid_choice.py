@@ -1,4 +1,4 @@
-"""How the default grid was chosen: `exp-adams` on logistic grids of many centers and scales, on other mixtures.
+"""The default grid among others: `exp-adams` on logistic grids of many centers and scales, on other mixtures.
 
     python -m benchmarks.grid_choice [--nfe 5 8 10 15 20 50] [--seeds 300 301 302 303 304]
 
@@ -9,7 +9,8 @@ mixtures. A grid's score is the geometric mean, over the families, of its mean r
 family outweighs the others. For each number of evaluations the five best (center, scale) of a scan are printed, then
 what the rule of `LogisticGrid` has.
 
-The rule is not the best of this scan: between rules that are good here, a network of CIFAR-10 chose (docs/solvers.md).
+The rule was not chosen by this scan but on mixtures of other seeds and a network of CIFAR-10 together (docs/decisions/0012),
+and the seven families here, whose seeds it has not seen, are a check of it. `leap` is the default in all rows.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ _SOLVERS: dict[str, Solver] = {
     "heun": Heun(),
 }
 _PAIRS = [(solver, grid) for solver in _SOLVERS.items() for grid in _GRIDS.items()]
-_PAIRS.append((("unipc-2", UniPC(2)), ("logistic -1, 2", LogisticGrid(center=-1.0, scale=2.0))))  # for pictures
+_PAIRS.append((("unipc-2", UniPC(2)), ("logistic -1, 2", LogisticGrid(center=-1.0, scale=2.0, leap=1.0))))
 
 
 class Counted:

@@ -476,7 +476,7 @@ def mistakes() -> list[tuple[list[str], str]]:
         ([*sample, "x", "seed=a:b"], "seed=a:b: must be a whole number, a range such as 0:1000, or several"),
         ([*sample, "x", "y", "seed=0:3"], "3 seeds for 2 samples (2 prompts, n=1); give one seed or 2"),
         ([*sample, "x", "batch=0"], "batch=0: must be at least 1"),
-        ([*sample, "x", "dtype=int8"], "dtype=int8: not a type to compute in; use fp32, bf16, fp16"),
+        ([*sample, "x", "dtype=int4"], "dtype=int4: not a type to compute in; use fp32, bf16, fp16, int8"),
         ([*sample, "x", "solver=hun"], "solver: there is no solver 'hun'; did you mean 'heun'?"),
         ([*sample, "x", "solver.eat=1", "solver=ddim"], "there is no setting 'solver.eat'; did you mean 'solver.eta'?"),
         ([*sample, "x", "step=3"], "`sfumato sample` has no setting 'step'; did you mean 'steps'?"),

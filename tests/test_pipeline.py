@@ -332,7 +332,7 @@ def test_what_cannot_be_asked_is_one_sentence(conditioner: str, request_: dict[s
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"dtype": "int8"}, "dtype=int8: not a type to compute in; use fp32, bf16, fp16"),
+        ({"dtype": "int4"}, "dtype=int4: not a type to compute in; use fp32, bf16, fp16, int8"),
         ({"dtype": torch.int64}, "dtype=torch.int64: not a type to compute in"),
         ({"device": "gpu9"}, "device=gpu9: this machine or this build of torch has no such device; use cpu"),
     ],

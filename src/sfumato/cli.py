@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at data, check and pack them.", no_args_is_help=True, rich_markup_mode=None)
 runs_app = typer.Typer(help="List, show, compare and delete runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
@@ -153,6 +153,26 @@ def tune_sampler(
     verb.tune(source, words or [], device=device, as_json=json)
 
 
+@app.command()
+def ema(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="a run that was trained with train.snapshots=20 or so")],
+    settings: Words = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The model folder to write; by default averages/std-... of the run."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Another average of the weights, put together after training from those that were kept on the way.
+
+    std=0.08 (or several: 0.03,0.08,0.15): its relative deviation. step=1200: of a snapshot, where it ends; by default the
+    last one. Without std= it says how near each of them would come.
+    """
+    from sfumato.commands import ema as verb
+
+    verb.ema(source, settings or [], out=out, as_json=json)
+
+
 @data_app.command("preview")
 def data_preview(
     source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="a folder, a file, or a built-in set")],
@@ -167,6 +187,38 @@ def data_preview(
     from sfumato.commands import data as verb
 
     verb.preview(source, settings or [], out=out, as_json=json)
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="a folder, a file, or a built-in set")],
+    settings: Words = None,
+    json: Json = False,
+) -> None:
+    """Read every item: unreadable ones, duplicates, sizes, classes, held-out items in the training part.
+
+    Takes any setting of the data (size=64 channels=3). Exit code 1 if something must be repaired.
+    """
+    from sfumato.commands import data as verb
+
+    raise typer.Exit(verb.check(source, settings or [], as_json=json))
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="a folder, a file, or a built-in set")],
+    settings: Words = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path("packed"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace packed data that are there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a data set as arrays that are read without decoding, for fast training: data=FOLDER.
+
+    shards=4 dtype=float16 (of arrays), and any setting of the data (size=64 channels=3).
+    """
+    from sfumato.commands import data as verb
+
+    verb.pack(source, settings or [], out=out, fresh=fresh, as_json=json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from sfumato.data import Folder, Loader
+from sfumato.data.broken import stand_ins
 from sfumato.errors import UserError
 
 
@@ -170,36 +171,44 @@ def test_the_stream_is_the_same_for_any_thread_count(tmp_path: Path) -> None:
     assert torch.equal(*streams)
 
 
-def test_a_bad_picture_is_replaced_by_the_next_and_named(tmp_path: Path) -> None:
+def test_a_bad_picture_is_replaced_by_a_function_of_its_index_and_named(tmp_path: Path) -> None:
     numbered(tmp_path, 200)
     whole = (tmp_path / "0050.png").read_bytes()
     (tmp_path / "0050.png").write_bytes(whole[:40])
-    (tmp_path / "0051.png").write_bytes(b"not a picture")
+    first = next(stand_ins(50, np.arange(200)))
+    (tmp_path / f"{first:04}.png").write_bytes(b"not a picture")
+    second = next(i for i in stand_ins(50, np.arange(200)) if i not in (50, first))
     (tmp_path / "0050.txt").write_text("fifty")
-    (tmp_path / "0052.txt").write_text("fifty-two")
-    for order in ([50, 51, 52, 53], [51, 50]):
-        data = Folder(path=str(tmp_path), held_out=0)
-        batch = data.fetch(order)
-        assert values(batch) == [max(i, 52) for i in order]
-        assert batch.conditions["caption"] == ["fifty-two" if i < 53 else "" for i in order]
+    (tmp_path / f"{second:04}.txt").write_text("the other")
+    for order in ([50, 52, 53], [53, first, 50], [50]):
+        data = Folder(path=str(tmp_path), held_out=0, size=8)
+        got = dict(zip(order, zip(values(batch := data.fetch(order)), batch.conditions["caption"])))
+        assert got[50] == (second, "the other") and got.get(53, (53, "")) == (53, "")
         assert "2 of 200 pictures can't be read" in data.problems[0]
-        assert "0050.png (" in data.problems[0] and "0051.png (not a PNG" in data.problems[0]
+        assert "0050.png (" in data.problems[0] and f"{first:04}.png (not a PNG" in data.problems[0]
+        assert set(data.unreadable()) == {50, first} and set(data.unreadable([50, 53])) == {50}
 
 
 def test_the_replacement_is_of_the_same_part(tmp_path: Path) -> None:
     numbered(tmp_path, 200)
     mask = Folder(path=str(tmp_path)).held_out_mask()
-    bad = int(np.flatnonzero(~mask[:-1] & mask[1:])[0])  # a training picture before a held-out one
-    (tmp_path / f"{bad:04}.png").write_bytes(b"")
-    got = values(Folder(path=str(tmp_path)).fetch([bad]))[0]
-    assert not mask[got] and got == next(i for i in range(bad + 1, 200) if not mask[i])
+    for held in (False, True):
+        bad = int(np.flatnonzero(mask == held)[3])
+        kept = (tmp_path / f"{bad:04}.png").read_bytes()
+        (tmp_path / f"{bad:04}.png").write_bytes(b"")
+        data = Folder(path=str(tmp_path))
+        got = values(data.fetch([bad]))[0]
+        assert mask[got] == held and got == next(i for i in stand_ins(bad, np.flatnonzero(mask == held)) if i != bad)
+        part = data.split("held_out" if held else "train")
+        assert list(part.unreadable()) == [3] and part.unreadable([2]) == {} and 3 in part.unreadable([2, 3])
+        (tmp_path / f"{bad:04}.png").write_bytes(kept)
 
 
 def test_more_than_one_percent_bad_stops_with_the_list(tmp_path: Path) -> None:
     numbered(tmp_path, 200)
     for i in (3, 7, 100):
         (tmp_path / f"{i:04}.png").write_bytes(b"no")
-    refused("3 of 200 pictures can't be read, more than 1%: 0003.png (not a PNG", tmp_path)
+    refused("3 of 200 items can't be read, more than 1%: 0003.png (not a PNG", tmp_path)
     refused("0100.png", tmp_path)
 
 

@@ -79,7 +79,7 @@ def test_one_process_shares_nothing_and_batches_must_divide() -> None:
     parallel, device = begin("auto", "cpu")
     assert parallel.main and parallel.size == 1 and device.type == "cpu"
     assert parallel.agree(1.5, True) == (1.5, True) and parallel.share("a") == "a"
-    with pytest.raises(UserError, match="train.parallel=fsdp needs several processes"):
+    with pytest.raises(UserError, match=r"train.parallel=fsdp needs several processes"):
         begin("fsdp", "cpu")
     three = Parallel()
     three.size = 3

@@ -256,32 +256,36 @@ def _or(sigma_min: float | None) -> float:
 class LogisticGrid(Grid, name="logistic"):
     """Even quantiles of a logistic distribution of lambda = log(alpha / sigma): dense where data is decided on.
 
-        lambda_i = center + scale logit(q_i),   q_i even, from that of t = 1 to 1 - 1 / n at most
+        lambda_i = center + scale logit(q_i),   q_i even, from that of t = 1 to 1 - leap / n (of what t = 1 leaves) at most
 
-    Equal steps of the straight-line process are center = 0, scale = 1. By default both follow the number of steps n:
-    center = -0.5 - 5 / n, scale = 1.75 - 2.7 / n. Few steps all go to the noise levels where the large shapes of data
-    of unit deviation are decided and the last one is a leap; many reach down to `sigma_min` (sigma / alpha; by default
-    0.002, or the first step of a discrete chain). The rule was chosen on Gaussian mixtures and on Gaussians with the
-    spectra of pictures (benchmarks/grid_choice.py), and between those that were good there by a network of CIFAR-10.
+    Equal steps of the straight-line process are center = 0, scale = 1, leap = 1. By default center and scale follow the
+    number of steps n: center = -0.3 - 7 / n, scale = min(2.1 - 1.1 / n, 1.5 + 8 / n). Few steps all go to the noise
+    levels where the large shapes of data of unit deviation are decided, and the last one is a leap, as long as `leap` of
+    them in q; many reach down to `sigma_min` (sigma / alpha; by default 0.002, or the first step of a discrete chain).
+    The rule was chosen with the solver `exp-adams`, on Gaussian mixtures and on a network of CIFAR-10 together
+    (docs/decisions/0012-the-walk-between.md).
     """
 
     center: float | None = None
     scale: float | None = None
     sigma_min: float | None = None
+    leap: float = 1.8
 
     def __post_init__(self) -> None:
         if (self.scale is not None and self.scale <= 0) or (self.sigma_min is not None and self.sigma_min <= 0):
             raise UserError(f"logistic grid needs scale > 0 and sigma_min > 0, not {self}")
+        if not 0 < self.leap < 2:
+            raise UserError(f"logistic grid needs a leap between 0 and 2, not {self.leap}")
 
     def interior(self, process: Process, n: int) -> Tensor:
-        center = -0.5 - 5 / n if self.center is None else self.center
-        scale = max(0.5, 1.75 - 2.7 / n) if self.scale is None else self.scale
+        center = -0.3 - 7 / n if self.center is None else self.center
+        scale = min(2.1 - 1.1 / n, 1.5 + 8 / n) if self.scale is None else self.scale
         low = self.sigma_min or (_first_step(process) if _chain(process) else 0.002)
         low, _ = _ends("logistic", process, low, math.inf)
         first = process.logsnr(torch.ones((), dtype=torch.float64)) / 2
         last = torch.full_like(first, -math.log(low))
         start, stop = (torch.sigmoid((end - center) / scale) for end in (first, last))
-        stop = torch.minimum(stop, start + (1 - start) * (n - 1) / n)
+        stop = torch.minimum(stop, start + (1 - start) * max(n - self.leap, 0.5) / n)
         return process.time(2 * (center + scale * torch.logit(torch.lerp(start, stop, _ramp(n)))))
 
 

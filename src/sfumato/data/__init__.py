@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from sfumato.data.arrays import Arrays
 from sfumato.data.base import Data, Subset
+from sfumato.data.broken import Replaced
+from sfumato.data.cache import Cached, cached
+from sfumato.data.check import Report, check
 from sfumato.data.cifar10 import Cifar10
 from sfumato.data.digits import Digits
+from sfumato.data.fields import Fields
 from sfumato.data.find import open_data
 from sfumato.data.folder import Folder
+from sfumato.data.hugging_face import HuggingFace
 from sfumato.data.loader import Loader
-from sfumato.data.order import Order
+from sfumato.data.order import BucketOrder, Buckets, Order
+from sfumato.data.pack import Packing, pack
+from sfumato.data.packed import Packed
 from sfumato.data.parquet import Parquet
 from sfumato.data.preview import preview, summary
 from sfumato.data.shapes import Shapes
@@ -19,21 +26,33 @@ from sfumato.data.torch_data import TorchData
 
 __all__ = [
     "Arrays",
+    "BucketOrder",
+    "Buckets",
+    "Cached",
     "Cifar10",
     "Data",
     "Digits",
+    "Fields",
     "Folder",
+    "HuggingFace",
     "Loader",
     "Order",
+    "Packed",
+    "Packing",
     "Parquet",
+    "Replaced",
+    "Report",
     "Seen",
     "Shapes",
     "Subset",
     "Tar",
     "TorchData",
+    "cached",
+    "check",
     "matches",
     "matches_many",
     "open_data",
+    "pack",
     "preview",
     "read_shapes",
     "summary",

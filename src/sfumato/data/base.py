@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.core.random import keys, splitmix64, uniform
+from sfumato.data.order import BucketOrder, Buckets, Order
 from sfumato.errors import UserError
 from sfumato.registry import Registered
 
@@ -23,6 +24,7 @@ Split = Literal["train", "held_out"]
 
 HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 2000
+BROKEN_SHARE = 0.01
 
 
 class Data(Registered, ABC, family="data"):
@@ -57,13 +59,48 @@ class Data(Registered, ABC, family="data"):
         """16 hexadecimal digits that change when the content changes. Cheap: it samples large files."""
 
     @property
+    def where(self) -> str:
+        """What messages call the set."""
+        return self.kind or type(self).__name__
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What was skipped or doubtful so far, one sentence each."""
         return ()
 
+    @property
+    def broken_share(self) -> float:
+        """Share of the items seen that may be unreadable before a run stops."""
+        return BROKEN_SHARE
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        """Name and reason of those of `indices` (None: of all) for which `fetch` has had to take another item so far."""
+        return {}
+
+    def item_digest(self, index: int) -> str:
+        """sha256 of what the media of one item are made from, settings included; by default of the media themselves."""
+        media = self.fetch([index]).media[0].contiguous()
+        head = f"{media.dtype} {tuple(media.shape)} ".encode()
+        return hashlib.sha256(head + media.numpy().tobytes()).hexdigest()
+
+    @property
+    def bucketing(self) -> Buckets | None:
+        """The shapes of items that are not all brought to `info.shape` in training, and whose is which."""
+        return None
+
+    def fetch_bucket(self, indices: Indices, draws: Draws = None) -> Batch:
+        """As `fetch`, for items of one bucket, in the shape of that bucket."""
+        return self.fetch(indices, draws)
+
     def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
         """The conditions of `fetch` without the media, where that is cheaper."""
         return dict(self.fetch(indices, draws).conditions)
+
+    @final
+    def order(self, seed: int) -> Order | BucketOrder:
+        """Global sample number -> index: a function of the seed, the number of items and their buckets."""
+        buckets = self.bucketing
+        return Order(len(self), seed) if buckets is None else BucketOrder(buckets, seed)
 
     @final
     def split(self, name: Split) -> Subset:
@@ -102,8 +139,33 @@ class Subset(Data):
         return digest(self.data.fingerprint(), self.indices.tobytes())
 
     @property
+    def where(self) -> str:
+        return self.data.where
+
+    @property
     def problems(self) -> tuple[str, ...]:
         return self.data.problems
+
+    @property
+    def broken_share(self) -> float:
+        return self.data.broken_share
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
+        inner = self.indices[asked]
+        found = self.data.unreadable(inner)
+        return {int(i): found[int(j)] for i, j in zip(asked, inner) if int(j) in found} if found else {}
+
+    def item_digest(self, index: int) -> str:
+        return self.data.item_digest(int(self.indices[index]))
+
+    @property
+    def bucketing(self) -> Buckets | None:
+        whole = self.data.bucketing
+        return None if whole is None else whole.some(self.indices)
+
+    def fetch_bucket(self, indices: Indices, draws: Draws = None) -> Batch:
+        return self.data.fetch_bucket(self.indices[np.asarray(indices, np.int64)], draws)
 
 
 def expand(draws: NDArray[np.float64], use: str) -> NDArray[np.float64]:

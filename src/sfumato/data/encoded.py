@@ -1,13 +1,15 @@
-"""Data sets of encoded pictures: decoded by a pool of threads, kept in memory, bad ones replaced and named."""
+"""Data sets of encoded pictures: decoded by a pool of threads, kept in memory, unreadable ones replaced and counted."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import chain
 from statistics import median
 from typing import BinaryIO, Literal
 
@@ -16,16 +18,19 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato.core.media import Batch, Column, DataInfo
+from sfumato.data import buckets as shapes
 from sfumato.data import pictures
-from sfumato.data.base import Data, Draws, Indices, choose_split, expand
+from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, expand
+from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
 from sfumato.data.columns import Columns
+from sfumato.data.order import Buckets
 from sfumato.data.pictures import BadPicture, Header, Look, Pixels, Resample
 from sfumato.errors import UserError
 
 SCANNED = 5_000  # headers read before training; beyond that, evenly spaced ones
-BAD_SHARE = 0.01
 _AUTO_SIZE = 64
-_NAMED = 10
+_AT_ONCE = 8  # pictures a thread takes: small ones cost as much to hand over as to decode
+_Key = tuple[int, int]  # index of a picture, number of the look
 
 
 @cache
@@ -36,18 +41,17 @@ def _pool() -> ThreadPoolExecutor:
 
 @dataclass
 class _Store:
-    """Decoded pictures up to a number of bytes, and the bad ones with the reason."""
+    """Decoded pictures up to a number of bytes."""
 
     room: float
-    pixels: dict[int, Pixels] = field(default_factory=dict)
-    bad: dict[int, str] = field(default_factory=dict)
+    pixels: dict[_Key, Pixels] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def keep(self, index: int, pixels: Pixels) -> None:
+    def keep(self, key: _Key, pixels: Pixels) -> None:
         with self.lock:
-            if index not in self.pixels and pixels.nbytes <= self.room:
+            if key not in self.pixels and pixels.nbytes <= self.room:
                 self.room -= pixels.nbytes
-                self.pixels[index] = pixels
+                self.pixels[key] = pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,10 @@ class Encoded(Data):
     side, rounded down to a multiple of 8 and at most 64. channels: 1, 2, 3 or 4; by default what the pictures have.
     crop: the middle, or a place chosen by the draw. flip: left to right for half of the draws. alpha: `keep`, or the
     colour that transparent pictures are laid on. held_out: share of the items that training does not see; by default
-    the set's own test part, else 0.05. cache: GiB of decoded pictures to keep in memory.
+    the set's own test part, else 0.05. cache: GiB of decoded pictures to keep in memory. broken: share of the pictures
+    seen that may be unreadable (another one stands in, `broken.stand_ins`). buckets: bring the pictures to so many shapes
+    of about size x size pixels in training instead of one; multiple: what their sides are multiples of; granule: samples
+    of one shape in a row, a multiple of the batch (`data.buckets`).
     """
 
     size: int | tuple[int, ...] | None = None
@@ -69,6 +76,10 @@ class Encoded(Data):
     resample: Resample = "lanczos"
     held_out: float | None = None
     cache: float = 2.0
+    broken: float = BROKEN_SHARE
+    buckets: int = 0
+    multiple: int = shapes.MULTIPLE
+    granule: int = shapes.GRANULE
 
     def __post_init__(self) -> None:
         sides = self.size if isinstance(self.size, tuple) else (self.size,)
@@ -82,15 +93,15 @@ class Encoded(Data):
             pictures.colour(self.alpha)
         if self.cache < 0:
             raise UserError(f"cache = {self.cache}: must be GiB of at least 0")
+        if not 0 <= self.broken <= 1:
+            raise UserError(f"broken = {self.broken}: must be a share of the pictures, from 0 to 1")
+        shapes.check_settings(self.buckets, self.multiple, self.granule)
+        if self.buckets and len(sides) == 2:
+            raise UserError(f"buckets = {self.buckets}: takes one size=SIDE, the root of the area, not height,width")
         if len(self) == 0:
             raise UserError(f"{self.where}: holds no pictures; PNG, JPEG, WebP, GIF and BMP are read")
         self.held_out_mask()
         _ = self.info
-
-    @property
-    @abstractmethod
-    def where(self) -> str:
-        """What messages call the set: its path."""
 
     @property
     @abstractmethod
@@ -112,7 +123,27 @@ class Encoded(Data):
     @cached_property
     def info(self) -> DataInfo:
         """Shape, classes and so on."""
-        return self.table.info((self._look.channels, self._look.height, self._look.width), "image")
+        look = self._looks[0]
+        return self.table.info((look.channels, look.height, look.width), "image")
+
+    @property
+    def broken_share(self) -> float:
+        return self.broken
+
+    @property
+    def bucketing(self) -> Buckets | None:
+        return self._scanned[1]
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        return self._ledger.among(None if indices is None else np.asarray(indices, np.int64))
+
+    def item_digest(self, index: int) -> str:
+        """sha256 of the encoded picture and of what is made from it; where it can't be read, that of the one in its place."""
+        try:
+            with self.open(index) as stream:
+                return hashlib.sha256(repr(self._looks[0]).encode() + stream.read()).hexdigest()
+        except BadPicture:
+            return super().item_digest(index)
 
     @cached_property
     def _mask(self) -> NDArray[np.bool_]:
@@ -125,12 +156,26 @@ class Encoded(Data):
         return self.table.take(indices, draws)
 
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
-        """Items by index; one that can't be read is replaced by the next of its split that can, columns included."""
+        """Items by index; one that can't be read is replaced by another of its split, columns included."""
+        return self._batch([int(i) for i in indices], draws, 0)
+
+    def fetch_bucket(self, indices: Indices, draws: Draws = None) -> Batch:
+        """Items of one bucket in its shape, a replacement being of that bucket too."""
+        of = self.bucketing
         wanted = [int(i) for i in indices]
-        store, look = self._store, self._look
-        todo = [i for i in dict.fromkeys(wanted) if i not in store.pixels]
-        loaded = dict(zip(todo, _pool().map(self._picture, todo) if len(todo) > 1 else map(self._picture, todo)))
-        found = [loaded[i] if i in loaded else (i, store.pixels[i]) for i in wanted]
+        return self._batch(wanted, draws, 0 if of is None else of.one_of(np.asarray(wanted, np.int64)))
+
+    def _batch(self, wanted: list[int], draws: Draws, number: int) -> Batch:
+        store, look = self._store, self._looks[number]
+        todo = [i for i in dict.fromkeys(wanted) if (i, number) not in store.pixels]
+
+        def load(some: list[int]) -> list[tuple[int, Pixels]]:
+            return [self._picture(index, number) for index in some]
+
+        parts = [todo[i : i + _AT_ONCE] for i in range(0, len(todo), _AT_ONCE)]
+        done = list(_pool().map(load, parts)) if len(parts) > 1 else [load(todo)]
+        loaded = dict(zip(todo, chain.from_iterable(done)))
+        found = [loaded[i] if i in loaded else (i, store.pixels[i, number]) for i in wanted]
         if look.cover and draws is not None:
             down, across = expand(draws, "down").tolist(), expand(draws, "across").tolist()
             media = np.stack([pictures.cut(p, look, at) for (_, p), at in zip(found, zip(down, across))])
@@ -145,69 +190,75 @@ class Encoded(Data):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        bad = dict(sorted(self._store.bad.items()))
+        bad = self._ledger.among()
         if not bad:
             return ()
-        return (f"{len(bad)} of {len(self)} pictures can't be read, the next one stands in: {self._listed(bad)}",)
+        return (f"{len(bad)} of {len(self)} pictures can't be read, others stand in: {listed(bad)}",)
 
     @cached_property
     def _store(self) -> _Store:
         return _Store(self.cache * 2**30)
 
-    def _picture(self, index: int) -> tuple[int, Pixels]:
-        """The picture, or the next one of the same split that can be read, and its index."""
-        tried = index
-        while True:
-            if tried == index or self._mask[tried] == self._mask[index]:
-                pixels = self._decoded(tried)
-                if pixels is not None:
-                    return tried, pixels
-            tried = (tried + 1) % len(self)
-            if tried == index:
-                raise UserError(f"{self.where}: no picture can be read: {self._listed(self._store.bad)}")
+    @cached_property
+    def _ledger(self) -> Ledger:
+        return Ledger()
 
-    def _decoded(self, index: int) -> Pixels | None:
-        store = self._store
-        if index in store.bad:
+    def _picture(self, index: int, number: int) -> tuple[int, Pixels]:
+        """The picture, or the first stand-in that can be read, and its index."""
+        pixels = self._decoded(index, number)
+        if pixels is not None:
+            return index, pixels
+        for other in stand_ins(index, self._part(index)):
+            pixels = self._decoded(other, number)
+            if pixels is not None:
+                return other, pixels
+        raise UserError(f"{self.where}: no picture can be read: {listed(self._ledger.among())}")
+
+    def _part(self, index: int) -> NDArray[np.int64]:
+        """The items of the split and bucket of an item."""
+        of = self.bucketing
+        bucket = 0 if of is None else int(of.of[index])
+        key = (bool(self._mask[index]), bucket)
+        if key not in self._parts_of:
+            alike = self._mask == key[0]
+            self._parts_of[key] = np.flatnonzero(alike if of is None else alike & (of.of == bucket))
+        return self._parts_of[key]
+
+    @cached_property
+    def _parts_of(self) -> dict[tuple[bool, int], NDArray[np.int64]]:
+        return {}
+
+    def _decoded(self, index: int, number: int) -> Pixels | None:
+        if index in self._ledger:
             return None
-        kept = store.pixels.get(index)
+        kept = self._store.pixels.get((index, number))
         if kept is not None:
             return kept
         try:
             with self.open(index) as stream:
-                pixels = pictures.decode(stream, self._look)
+                pixels = pictures.decode(stream, self._looks[number])
         except BadPicture as reason:
-            self._mark({index: str(reason)})
+            self._ledger.mark(index, f"{self.name_of(index)} ({reason})")
             return None
-        store.keep(index, pixels)
+        self._store.keep((index, number), pixels)
         return pixels
 
-    def _mark(self, bad: dict[int, str]) -> None:
-        with self._store.lock:
-            self._store.bad.update(bad)
-            known = dict(sorted(self._store.bad.items()))
-        if len(known) > BAD_SHARE * len(self):
-            raise UserError(
-                f"{self.where}: {len(known)} of {len(self)} pictures can't be read, more than 1%: {self._listed(known)}; "
-                "repair or remove them"
-            )
-
-    def _listed(self, bad: dict[int, str]) -> str:
-        first = [f"{self.name_of(i)} ({reason})" for i, reason in list(bad.items())[:_NAMED]]
-        more = [f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else []
-        return ", ".join(first + more)
+    @property
+    def _looks(self) -> list[Look]:
+        return self._scanned[0]
 
     @cached_property
-    def _look(self) -> Look:
-        """What all pictures become, decided by the settings and the headers."""
+    def _scanned(self) -> tuple[list[Look], Buckets | None]:
+        """What pictures become, decided by the settings and the headers: one look, or one a bucket and whose is which."""
         headers = self._headers()
         channels, grey = self._channels(headers)
-        height, width = self._size(headers)
         under = None if self.alpha == "keep" else pictures.colour(self.alpha)
-        return Look(height, width, channels, under, self.resample, self.crop == "random", grey)
+        buckets = self._buckets(headers) if self.buckets else None
+        sizes = [self._size(headers)] if buckets is None else [(h, w) for h, w in buckets.shapes]
+        return [Look(h, w, channels, under, self.resample, self.crop == "random", grey) for h, w in sizes], buckets
 
     def _headers(self) -> dict[int, Header]:
-        step = max(1, -(-len(self) // SCANNED))
+        step = 1 if self.buckets else max(1, -(-len(self) // SCANNED))
         sample = range(0, len(self), step)
 
         def read(index: int) -> Header | str:
@@ -218,10 +269,23 @@ class Encoded(Data):
                 return str(reason)
 
         found = dict(zip(sample, _pool().map(read, sample)))
-        bad = {i: h for i, h in found.items() if isinstance(h, str)}
-        if bad:
-            self._mark(bad)
+        for index, said in found.items():
+            if isinstance(said, str):
+                self._ledger.mark(index, f"{self.name_of(index)} ({said})")
+        bad = self._ledger.among()
+        if len(bad) == len(found):
+            raise UserError(f"{self.where}: no picture can be read: {listed(bad)}")
+        if too_many(len(bad), len(found), len(self), self.broken):
+            raise refuse(self.where, bad, len(found), self.broken)
         return {i: h for i, h in found.items() if isinstance(h, Header)}
+
+    def _buckets(self, headers: dict[int, Header]) -> Buckets:
+        """The bucket of every picture; one that can't be read counts as a square one."""
+        side = self.size if isinstance(self.size, int) else self.size[0] if self.size else self._automatic(headers)
+        sizes = np.ones((len(self), 2), np.int64)
+        for index, header in headers.items():
+            sizes[index] = header.height, header.width
+        return shapes.by_proportions(sizes, side, self.buckets, self.multiple, self.granule)
 
     def _channels(self, headers: dict[int, Header]) -> tuple[int, bool | None]:
         """Channel count, and whether pictures must be grey (None: any, they are converted)."""
@@ -244,6 +308,10 @@ class Encoded(Data):
         sizes = {(h.height, h.width) for h in headers.values()}
         if len(sizes) == 1:
             return sizes.pop()
-        side = median(min(h.height, h.width) for h in headers.values())
-        side = min(_AUTO_SIZE, max(8, int(side) // 8 * 8))
+        side = self._automatic(headers)
         return side, side
+
+    @staticmethod
+    def _automatic(headers: dict[int, Header]) -> int:
+        side = median(min(h.height, h.width) for h in headers.values())
+        return min(_AUTO_SIZE, max(8, int(side) // 8 * 8))

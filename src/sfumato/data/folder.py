@@ -111,7 +111,7 @@ class Folder(Encoded, name="folder"):
             what = "is not a folder" if root.exists() else "there is no such folder"
             raise UserError(f"{root}: {what}; give a folder of pictures")
         listing = _Listing()
-        for name in _walk(root):
+        for name in walk(root):
             suffix = f".{name.rpartition('.')[2].lower()}"
             if suffix in EXTENSIONS:
                 listing.pictures.append(name)
@@ -229,7 +229,7 @@ def _whole(values: list[Any]) -> list[Any]:
     return values
 
 
-def _walk(root: Path) -> Iterator[str]:
+def walk(root: Path) -> Iterator[str]:
     """All files below a folder, relative to it. A folder that a link leads to again is left out, and so is a hidden one."""
     seen = set()
     for folder, inside, files in os.walk(root, followlinks=True):

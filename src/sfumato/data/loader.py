@@ -14,20 +14,26 @@ from numpy.typing import NDArray
 from sfumato.core.media import Batch
 from sfumato.core.random import keys, uniform
 from sfumato.data.base import Data
-from sfumato.data.order import Order
+from sfumato.data.broken import Replaced, refuse, too_many
 from sfumato.errors import UserError
 
 _BLOCK = 16
 Loaded = tuple[NDArray[np.int64], Batch]
+_Made = tuple[NDArray[np.int64], NDArray[np.int64], Batch]  # sample numbers, indices, items
 
 
 @final
 class Loader(Iterator[Loaded]):
     """Endless iterator over (global sample numbers (B,), Batch), from sample number `start` on.
 
-    Sample number k is item `Order(len(data), seed)(k)` with the draw of (seed, "augment", k), so the stream is the same
+    Sample number k is item `data.order(seed)(k)` with the draw of (seed, "augment", k), so the stream is the same
     for any `threads` and `prefetch`, and resuming needs `start` alone. With `world` processes, a step takes
-    `world * batch_size` consecutive numbers, of which process `rank` gets its own `batch_size`.
+    `world * batch_size` consecutive numbers, of which process `rank` gets its own `batch_size`. Of a set with buckets, a
+    batch lies in one bucket: `batch_size` must divide the granule, and the start be a multiple of it.
+
+    `replaced` counts the samples that were handed out with another item in place of an unreadable one. Too many of these
+    end the stream with a UserError (`broken.too_many`), at the same batch for any `threads`. A run that is resumed goes on
+    counting with `loader.replaced = Replaced.of(STATE)`, of the `loader.replaced.state()` that was saved.
 
     threads: how many batches are made at once; more than 1 helps data sets whose `fetch` is slow Python. prefetch: how
     many batches may wait. An error of `fetch` is raised by the `next` that would have returned its batch. Use as a
@@ -56,37 +62,56 @@ class Loader(Iterator[Loaded]):
             )
         if len(data) == 0:
             raise UserError("the training part of the data is empty; lower held_out or give more items")
+        buckets = data.bucketing
+        if buckets is not None and (buckets.granule % batch_size or start % batch_size):
+            raise UserError(
+                f"batch_size = {batch_size}, start = {start}: granule = {buckets.granule} samples come from one bucket, "
+                f"so the batch must divide it and the start; set granule={batch_size * -(-buckets.granule // batch_size)}"
+            )
+        self.replaced = Replaced()
         self._data, self._size, self._seed = data, batch_size, seed
-        self._order = Order(len(data), seed)
+        self._order = data.order(seed)
+        self._fetch = data.fetch if buckets is None else data.fetch_bucket
+        self._taken = start // world
         self._first = start + rank * batch_size
         self._stride = world * batch_size
         self._step = 0
         self._blocks: dict[int, NDArray[np.int64]] = {}
         self._depth = max(prefetch, threads)
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
-        self._waiting: deque[Future[Loaded]] = deque()
+        self._waiting: deque[Future[_Made]] = deque()
 
     def __next__(self) -> Loaded:
         if self._pool is None:
             raise UserError("the loader is closed; make a new one with start=POSITION")
         try:
             self._fill(self._pool)
-            ready = self._waiting.popleft().result()
+            number, indices, batch = self._waiting.popleft().result()
+            self._count(indices)
             self._fill(self._pool)
         except BaseException:
             self.close()
             raise
-        return ready
+        return number, batch
+
+    def _count(self, indices: NDArray[np.int64]) -> None:
+        """Note what was replaced in a batch, when it is handed out: how far ahead others were made changes nothing."""
+        data, replaced = self._data, self.replaced
+        self._taken += self._size
+        replaced.add(indices, data.unreadable(indices))
+        seen = min(self._taken, len(data))
+        if too_many(len(replaced.items), seen, len(data), data.broken_share):
+            raise refuse(data.where, replaced.items, seen, data.broken_share)
 
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         while len(self._waiting) < self._depth:
             self._waiting.append(pool.submit(self._make, self._step))
             self._step += 1
 
-    def _make(self, step: int) -> Loaded:
-        number = self._numbers(step)
+    def _make(self, step: int) -> _Made:
+        number, indices = self._numbers(step), self._indices(step)
         draws = uniform(keys(self._seed, "augment", number))
-        return number, self._data.fetch(self._indices(step), draws)
+        return number, indices, self._fetch(indices, draws)
 
     def _numbers(self, step: int) -> NDArray[np.int64]:
         first = self._first + step * self._stride

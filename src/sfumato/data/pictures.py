@@ -58,7 +58,12 @@ def read_header(stream: BinaryIO) -> Header:
     """Read the header of an encoded picture. Raises BadPicture."""
     with _opened(stream) as image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+        try:  # a PNG without such data up front would be decoded to its end to find some
+            looked = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(_ORIENTATION, 1) if looked else 1
+        except (OSError, ValueError, SyntaxError) as error:
+            raise BadPicture(_reason(error)) from None
+        if orientation in (5, 6, 7, 8):
             width, height = height, width
         return Header(width, height, *_kind(image))
 
@@ -73,7 +78,7 @@ def decode(stream: BinaryIO, look: Look) -> Pixels:
                 most = 2 * max(look.height, look.width)
                 image.draft(None, (most, most))
             image.load()
-            turned = ImageOps.exif_transpose(image)
+            turned = image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
             return fit(coloured(turned, look), look)
         except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
             raise BadPicture(_reason(error)) from None
@@ -92,7 +97,8 @@ def coloured(image: Image.Image, look: Look) -> Image.Image:
     _, alpha = _kind(image)
     if alpha and look.channels in (1, 3) and look.under is not None:
         image = Image.fromarray(lay_on(np.asarray(image.convert("RGBA")), look.under))
-    return image.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[look.channels])
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[look.channels]
+    return image if image.mode == mode else image.convert(mode)
 
 
 def lay_on(rgba: Pixels, under: tuple[int, int, int]) -> Pixels:
@@ -112,7 +118,8 @@ def fit(image: Image.Image, look: Look) -> Pixels:
         image = image if size == image.size else image.resize(size, resample, reducing_gap=3.0)
     elif scale == 1:  # whole pixels: an odd margin must not shift the picture by half a pixel
         left, top = (width - look.width) // 2, (height - look.height) // 2
-        image = image.crop((left, top, left + look.width, top + look.height))
+        if image.size != (look.width, look.height):
+            image = image.crop((left, top, left + look.width, top + look.height))
     else:
         across, down = min(width, look.width / scale), min(height, look.height / scale)  # not past the edge by rounding
         x, y = (width - across) / 2, (height - down) / 2

@@ -10,15 +10,14 @@ import json
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, final
 
-from sfumato.data.base import file_digest
 from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.encoded import Encoded
 from sfumato.data.folder import CAPTION_KEYS, LABEL_KEYS, MAX_TEXT
-from sfumato.data.parquet import files_of
 from sfumato.data.pictures import EXTENSIONS
+from sfumato.data.places import Place, find_places, fingerprint_of
 from sfumato.errors import UserError
 
 MOST_MEMBERS = 5_000_000
@@ -29,21 +28,21 @@ _TEXTS = (".txt", ".caption")
 class _Part:
     """Bytes `start ... start + size` of a shard."""
 
-    shard: Path
+    shard: Place
     start: int
     size: int
 
     def read(self) -> bytes:
-        with self.shard.open("rb") as stream:
-            stream.seek(self.start)
-            return stream.read(self.size)
+        return self.shard.read(self.start, self.size)
 
 
 @dataclass(frozen=True)
 class _Sample:
+    """sides: what lies beside the picture, by suffix; None for what is too long to be a text."""
+
     name: str
     picture: _Part
-    sides: dict[str, _Part]
+    sides: dict[str, bytes | None]
 
 
 @final
@@ -51,9 +50,9 @@ class _Sample:
 class Tar(Encoded, name="tar"):
     """Pictures of tar shards, shard by shard in the order of their names.
 
-    path: a .tar file, several, a folder of them, or a pattern such as `shards/train-*.tar`. Captions: `.txt`, one
-    alternative per line, or `caption` / `text` in `.json`. Labels: `.cls`, or `label` / `class` in `.json`. numbers:
-    numeric entries of `.json` to read.
+    path: a .tar file, several, a folder of them, or a pattern such as `shards/train-*.tar`; or addresses of these that
+    fsspec reads (`s3://bucket/train-*.tar`). Captions: `.txt`, one alternative per line, or `caption` / `text` in
+    `.json`. Labels: `.cls`, or `label` / `class` in `.json`. numbers: numeric entries of `.json` to read.
     """
 
     path: str | tuple[str, ...]
@@ -73,7 +72,7 @@ class Tar(Encoded, name="tar"):
         return self._samples[index].name
 
     def fingerprint(self) -> str:
-        return file_digest(self._shards)
+        return fingerprint_of(self._shards)
 
     @cached_property
     def table(self) -> Columns:
@@ -95,8 +94,8 @@ class Tar(Encoded, name="tar"):
         return Columns(labels, names, captions, numbers, self.numbers)
 
     @cached_property
-    def _shards(self) -> list[Path]:
-        return files_of(self.path, ".tar")
+    def _shards(self) -> list[Place]:
+        return find_places(self.path, ".tar")
 
     @cached_property
     def _samples(self) -> list[_Sample]:
@@ -124,27 +123,27 @@ class Tar(Encoded, name="tar"):
 
 
 def _text(sample: _Sample, suffix: str) -> str:
-    part = sample.sides[suffix]
-    if part.size > MAX_TEXT:
+    raw = sample.sides[suffix]
+    if raw is None:
         raise UserError(f"{sample.name}: its {suffix} is over 1 MiB, which is not a caption; repair the shard")
     try:
-        return part.read().decode()
+        return raw.decode()
     except UnicodeDecodeError:
         raise UserError(f"{sample.name}: its {suffix} is not UTF-8 text; repair the shard") from None
 
 
-def _index(shard: Path) -> list[_Sample]:
-    """The samples of a shard in their order, found from the headers alone."""
-    groups: dict[str, dict[str, _Part]] = {}
+def _index(shard: Place) -> list[_Sample]:
+    """The samples of a shard in their order: where the pictures lie, and the texts themselves, in one pass."""
+    groups: dict[str, dict[str, _Part | bytes | None]] = {}
     try:
-        with tarfile.open(shard, mode="r:") as archive:
+        with shard.open() as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             count = end = 0
             while (member := archive.next()) is not None:
                 count += 1
                 if count > MOST_MEMBERS:
                     raise UserError(f"{shard}: has over {MOST_MEMBERS:,} members; split it into several shards")
                 archive.members = []  # type: ignore[attr-defined]  # the archive keeps all headers otherwise
-                _add(groups, shard, member)
+                _add(groups, shard, archive, member)
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         _check_end(shard, end)
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -153,24 +152,29 @@ def _index(shard: Path) -> list[_Sample]:
         ) from None
     samples = []
     for key, parts in groups.items():
-        images = [suffix for suffix in parts if suffix in EXTENSIONS]
+        images = [suffix for suffix, part in parts.items() if isinstance(part, _Part)]
         if len(images) > 1:
             raise UserError(f"{shard}: '{key}' has {len(images)} pictures ({', '.join(images)}); keep one per key")
         if images:
-            samples.append(_Sample(f"{shard.name}/{key}", parts.pop(images[0]), parts))
+            picture = parts.pop(images[0])
+            assert isinstance(picture, _Part)
+            sides = {suffix: part for suffix, part in parts.items() if not isinstance(part, _Part)}
+            samples.append(_Sample(f"{shard.name}/{key}", picture, sides))
     return samples
 
 
-def _check_end(shard: Path, end: int) -> None:
+def _check_end(shard: Place, end: int) -> None:
     """After the last member come zeros: `tarfile` itself stops in silence at a header that is cut or damaged."""
-    with shard.open("rb") as stream:
+    with shard.open() as stream:
         stream.seek(end)
         block = stream.read(tarfile.BLOCKSIZE)
     if any(block) or 0 < len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"damaged at byte {end:,}")
 
 
-def _add(groups: dict[str, dict[str, _Part]], shard: Path, member: tarfile.TarInfo) -> None:
+def _add(
+    groups: dict[str, dict[str, _Part | bytes | None]], shard: Place, archive: tarfile.TarFile, member: tarfile.TarInfo
+) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name:
         raise UserError(f"{shard}: the member '{member.name}' points outside the archive; make the shard again")
@@ -185,4 +189,8 @@ def _add(groups: dict[str, dict[str, _Part]], shard: Path, member: tarfile.TarIn
     parts = groups.setdefault((name.parent / stem).as_posix(), {})
     if suffix in parts:
         raise UserError(f"{shard}: holds '{member.name}' twice; keep one")
-    parts[suffix] = _Part(shard, member.offset_data, member.size)
+    if suffix in EXTENSIONS:
+        parts[suffix] = _Part(shard, member.offset_data, member.size)
+        return
+    side = archive.extractfile(member) if member.size <= MAX_TEXT else None
+    parts[suffix] = None if side is None else side.read()

@@ -13,9 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.core.media import Batch, Column, DataInfo
-from sfumato.data.base import Data, Draws, Indices, choose_split, digest, expand
+from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, digest, expand
+from sfumato.data.broken import Ledger, listed, stand_ins
 from sfumato.data.columns import read_captions
 from sfumato.errors import UserError
+
+_Item = tuple[Tensor, int | None, tuple[str, ...] | None]  # media, label, captions
 
 _X = ("x", "image", "images", "pixel_values", "img", "data", "audio")
 _Y = ("label", "labels", "y", "target", "class")
@@ -37,21 +40,30 @@ class TorchData(Data):
     Media: a PIL image or uint8 (C, H, W) make an image; any other tensor or array (C, *S) a float32 array; uint8 numpy
     arrays may have their channels last. The dataset does its own resizing and augmentation. labels: class names; by
     default the dataset's `classes`, or 0..K-1 with K from its `targets`. held_out: share of the items that training
-    does not see.
+    does not see. An item for which the dataset raises OSError (as Pillow does for a broken file) is replaced by another
+    (`broken.stand_ins`); broken: share of the items seen for which it may.
     """
 
-    def __init__(self, dataset: MapStyle, *, labels: tuple[str, ...] = (), held_out: float = 0.05) -> None:
+    def __init__(
+        self,
+        dataset: MapStyle,
+        *,
+        labels: tuple[str, ...] = (),
+        held_out: float = 0.05,
+        broken: float = BROKEN_SHARE,
+    ) -> None:
         self.dataset = dataset
         if len(dataset) == 0:
             raise UserError("the dataset is empty; give one with items")
         self._mask = choose_split(len(dataset), held_out, None)
+        self._broken, self._ledger = broken, Ledger()
         self._names = labels or tuple(map(str, getattr(dataset, "classes", ())))
         _ = self.info
 
     @cached_property
     def info(self) -> DataInfo:
         """Read from item 0."""
-        media, label, captions = self._item(0)
+        media, label, captions = self._readable(0)
         names = self._names
         if label is not None and not names:
             targets = np.asarray(getattr(self.dataset, "targets", ()))
@@ -67,7 +79,7 @@ class TorchData(Data):
         return len(self.dataset)
 
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
-        items = [self._item(int(i)) for i in indices]
+        items = [self._readable(int(i)) for i in indices]
         for index, (media, label, _) in zip(indices, items):
             if tuple(media.shape) != self.info.shape:
                 raise UserError(
@@ -84,14 +96,47 @@ class TorchData(Data):
             conditions["caption"] = [c[int(u * len(c))] if c else "" for (_, _, c), u in zip(items, where)]
         return Batch(media if self.info.kind == "image" else media.float(), conditions)
 
+    @property
+    def broken_share(self) -> float:
+        return self._broken
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        return self._ledger.among(None if indices is None else np.asarray(indices, np.int64))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        bad = self._ledger.among()
+        return (f"{len(bad)} of {len(self)} items can't be read, others stand in: {listed(bad)}",) if bad else ()
+
     def held_out_mask(self) -> NDArray[np.bool_]:
         return self._mask
 
     def fingerprint(self) -> str:
         sample = np.unique(np.linspace(0, len(self) - 1, 16).astype(np.int64))
-        return digest(str(len(self)), *(self._item(int(i))[0].numpy().tobytes() for i in sample))
+        return digest(str(len(self)), *(self._readable(int(i))[0].numpy().tobytes() for i in sample))
 
-    def _item(self, index: int) -> tuple[Tensor, int | None, tuple[str, ...] | None]:
+    def _readable(self, index: int) -> _Item:
+        """The item, or the first stand-in that can be read."""
+        found = self._tried(index)
+        if found is not None:
+            return found
+        for other in stand_ins(index, np.flatnonzero(self._mask == self._mask[index])):
+            found = self._tried(other)
+            if found is not None:
+                return found
+        raise UserError(f"no item of the dataset can be read: {listed(self._ledger.among())}")
+
+    def _tried(self, index: int) -> _Item | None:
+        if index in self._ledger:
+            return None
+        try:
+            return self._item(index)
+        except OSError as error:
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._ledger.mark(index, f"item {index} ({said})")
+            return None
+
+    def _item(self, index: int) -> _Item:
         item = self.dataset[index]
         if isinstance(item, Mapping):
             x = next((item[k] for k in _X if k in item), None)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sfumato.core import Loss, Process
 from sfumato.files import disk_errors, write_atomic
-from sfumato.train.rollback import PATIENCE, Recovery
+from sfumato.train.guard import PATIENCE
+from sfumato.train.rollback import Recovery
 from sfumato.train.trackers import Tracker as Tracker
 from sfumato.train.trackers import make_trackers as make_trackers
 

@@ -10,6 +10,7 @@ Engine: torch.distributed as torchrun starts it; DistributedDataParallel, or `fu
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -128,9 +129,11 @@ class Replicated(_Process):
 
     def wrap(self, task: Task) -> None:
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        self._ddp = nn.parallel.DistributedDataParallel(
-            _Loss(task), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=False
-        )
+        with warnings.catch_warnings():  # a later torch has another word for it, this one's has not
+            warnings.simplefilter("ignore", FutureWarning)
+            self._ddp = nn.parallel.DistributedDataParallel(
+                _Loss(task), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=False
+            )
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
         return Loss(*self._ddp(batch, draws))

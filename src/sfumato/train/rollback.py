@@ -6,11 +6,11 @@ from there *with the samples that come after the row*. Nothing between is used a
 
     shift += samples now - samples of the checkpoint;    sample number of the next step = samples + shift.
 
-Why so many samples are given up, and not the five batches alone: a batch that was left out has changed no weight. Coming back
-to the same checkpoint and leaving out the same batches again gives, with exactly the same numbers, the same weights at the same
-place, and they fail again. It is what was learnt on the way there that has to be another, so the way is made on other samples.
-This is what was done by hand for a large language model, where spikes did not come back although the batches near them were
-harmless elsewhere: Chowdhery et al., "PaLM", 2022, section 5.1 (back by about 100 steps, 200 to 500 batches left out).
+Why so many samples are given up, and not the five batches alone: a batch that was left out has changed no weight. Coming
+back to the same checkpoint and leaving out the same batches again gives, with exactly the same numbers, the same weights at
+the same place, and they fail again. It is the way there that has to be another one, so it is made on other samples. This is
+what was done by hand for a large language model, where spikes did not come back although the batches near them did no harm
+elsewhere: Chowdhery et al., "PaLM", 2022, section 5.1 (back by about 100 steps, 200 to 500 batches left out).
 https://arxiv.org/abs/2204.02311
 
 The rule needs one whole number, `shift`, and looks at nothing else than which steps failed. So it is the same on every
@@ -83,7 +83,7 @@ class Recovery:
     def back(self, step: int, samples: int, to: int) -> int:
         """The run goes back from `step`, after `samples`, to a checkpoint after `to` samples.
 
-        Returns the sample number that comes next: `to + shift`. All of the state goes on but what belongs to the undone steps.
+        Returns the sample number that comes next, `to + shift`.
         """
         self.shift += samples - to
         self.rollbacks += 1
@@ -110,7 +110,7 @@ class Recovery:
 
 
 def going_back(reason: str, recovery: Recovery, checkpoint: str, following: int) -> str:
-    """One sentence after `Recovery.back`. reason: what `guard.diagnose` found. following: the sample number that comes next."""
+    """One sentence after `Recovery.back`. reason: what `guard.diagnose` found. following: the next sample number."""
     return (
         f"warning: {reason}; going back to {checkpoint} and on with sample {following:,}: "
         f"rollback {recovery.rollbacks} of {MOST}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import netrc
 import os
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 from urllib.parse import urlparse
@@ -100,7 +100,7 @@ class WandB:
         wandb = _need("wandb", "wandb", "Weights & Biases")
         asked = os.environ.get("WANDB_MODE")
         offline = asked is None and not has_key()
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(StringIO()):
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=begin.name,
@@ -129,7 +129,7 @@ class WandB:
         self._run.log({name: self._image(picture), "samples": samples})
 
     def close(self) -> None:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(StringIO()):
             self._run.finish()
 
 
@@ -143,7 +143,7 @@ class Trackio:
 
     def __init__(self, begin: Begin) -> None:
         trackio = _need("trackio", "trackio", "trackio")
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(StringIO()):
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
                 name=f"{begin.name}-{begin.id}",
@@ -153,7 +153,7 @@ class Trackio:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self._image = trackio.Image
+        self._image, self._finish = trackio.Image, trackio.finish
 
     def log(self, metrics: Mapping[str, float], samples: int) -> None:
         self._run.log(dict(metrics), step=samples)
@@ -162,8 +162,8 @@ class Trackio:
         self._run.log({name: self._image(picture)}, step=samples)
 
     def close(self) -> None:
-        with redirect_stdout(sys.stderr):
-            self._run.finish()
+        with redirect_stdout(StringIO()):
+            self._finish()  # and not the run's own, after which it would be ended once more when Python ends
 
 
 @final

@@ -162,10 +162,10 @@ class Trainer:
         self._set_state("running")
         train = self.data.split("train")
         who = {"rank": self.parallel.rank, "world": self.parallel.size}
-        how = {"threads": s.threads, "prefetch": max(2, s.accumulate)}
+        how: dict[str, Any] = {"threads": s.threads, "prefetch": max(2, s.accumulate), **who}
         self._prepare(display, signals, train)
         self._mark = time.monotonic()
-        with Loader(train, self.micro, self.seed, pace.samples, **how, **who) as loader:
+        with Loader(train, self.micro, self.seed, pace.samples, **how) as loader:
             while not budget.done:
                 before = pace.progress
                 batch, draws, lr = self._step(loader)

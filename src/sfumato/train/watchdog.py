@@ -1,7 +1,7 @@
 """Notices that a run hangs: says where it stands, then ends the process so that what started it can start it again.
 
-A process that waits forever, for a device, another process or a disk, uses its machine up and says nothing. The watchdog is told
-of every step (`beat`). When none came for some time it writes the stacks of all threads to `hang-TIME.txt` in the run's
+A process that waits forever, for a device, another process or a disk, uses its machine up and says nothing. The watchdog is
+told of every step (`beat`). When none came for some time it writes the stacks of all threads to `hang-TIME.txt` in the run's
 folder; when none came for as long again, the process ends with exit code 1, at once and without cleaning up, because what
 hangs can't be asked to. Under an elastic launcher (torchrun) that restarts the run from its newest checkpoint.
 
@@ -17,8 +17,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self, final
@@ -41,7 +42,7 @@ class Watchdog:
     None for max(600, 20 times the slowest step so far); 0 for never. rank: of this process, for the file's name where there
     are several. say: for a sentence to the user. abort: ends the process.
 
-    Cost: a beat sets three attributes (under a microsecond), and the thread wakes up once a minute at most.
+    Cost: a beat sets three attributes (under a microsecond), and the thread wakes up once a minute, or once in `seconds`.
     """
 
     def __init__(
@@ -60,14 +61,20 @@ class Watchdog:
         self._last = time.monotonic()  # when the last beat came, or the last pause ended
         self._beats, self._slowest = 0, 0.0
         self._facts: Mapping[str, Any] = {}
-        self._pauses: list[tuple[str, float | None]] = []  # (what, longest) of the pauses that it is in
+        self._pauses: tuple[tuple[str, float | None], ...] = ()  # (what, longest); never changed in place
 
     @property
     def limit(self) -> float:
         """Seconds without a step that are taken for a hang now; infinite for never."""
-        if self._pauses:
-            longest = self._pauses[-1][1]
+        pauses = self._pauses
+        if pauses:
+            longest = pauses[-1][1]
             return float("inf") if longest is None else longest
+        return self._usual
+
+    @property
+    def _usual(self) -> float:
+        """The limit where nothing is paused."""
         if self._seconds == 0:
             return float("inf")
         return max(LEAST, TIMES * self._slowest) if self._seconds is None else self._seconds
@@ -85,13 +92,13 @@ class Watchdog:
     @contextmanager
     def paused(self, what: str, longest: float | None = None) -> Iterator[None]:
         """While something goes on that is known to be long: no step is due. longest: seconds it may take, None for any."""
-        self._pauses.append((what, longest))
+        before, self._pauses = self._pauses, (*self._pauses, (what, longest))
         self._last = time.monotonic()
         try:
             yield
         finally:
             self._last = time.monotonic()
-            self._pauses.pop()
+            self._pauses = before
 
     def __enter__(self) -> Self:
         self._last = time.monotonic()
@@ -106,28 +113,28 @@ class Watchdog:
     ) -> None:
         self._ended.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(1.0)  # a report that hangs itself is not waited for
+            self._thread = None
 
     # ------------------------------------------------------------ its thread
 
     def _watch(self) -> None:
         written: tuple[float, float] | None = None  # when a hang was written down, and of which beat
         while True:
-            last, limit = self._last, self.limit
+            limit = self.limit  # before the beat: a pause that ends in between has set that first
+            last = self._last
             if written is not None and written[1] != last:
                 written = None
-                self._aside(lambda: self._say("the run goes on after all"), limit)
+                self._aside(partial(self._say, "the run goes on after all"), limit)
             since = last if written is None else written[0]
             left = since + limit - time.monotonic()
-            if left > 0:
-                if self._ended.wait(min(left, _LONGEST_NAP)):
-                    return
-            elif _in_a_debugger():
-                if self._ended.wait(min(limit, _LONGEST_NAP)):
+            if left > 0 or _in_a_debugger():
+                nap = left if left > 0 else limit
+                if self._ended.wait(min(nap, self._usual, _LONGEST_NAP)):  # a pause may begin or end meanwhile
                     return
             elif written is None:
                 seconds = time.monotonic() - last
-                self._aside(lambda seconds=seconds, limit=limit: self._report(seconds, limit), limit)  # type: ignore[misc]
+                self._aside(partial(self._report, seconds, limit), limit)
                 written = (time.monotonic(), last)
             else:
                 _shout("no step came after that either; this process ends with exit code 1\n")
@@ -155,9 +162,11 @@ class Watchdog:
         )
 
     def _text(self, seconds: float, limit: float) -> str:
-        what = f" in '{self._pauses[-1][0]}'" if self._pauses else ""
+        pauses = self._pauses
+        what = f" in '{pauses[-1][0]}'" if pauses else ""
         lines = [
-            f"no step for {seconds:.1f} s{what}; {limit:.1f} s are taken for a hang, the slowest step took {self._slowest:.1f} s",
+            f"no step for {seconds:.1f} s{what}; {limit:.1f} s are taken for a hang",
+            f"slowest step: {self._slowest:.1f} s",
             f"steps made by this process: {self._beats}, process {os.getpid()}",
             *(f"{name}: {value}" for name, value in self._facts.items()),
         ]
@@ -187,7 +196,5 @@ def _in_a_debugger() -> bool:
 
 def _shout(text: str) -> None:
     """Write to standard error past every lock that a thread may hold."""
-    try:
+    with suppress(OSError):
         os.write(2, text.encode())
-    except OSError:
-        pass

@@ -1,0 +1,178 @@
+"""What an encoder makes of each item, kept on disk under a key of everything that it depends on.
+
+    key = sha256 of (the item's digest, the settings of the transform, the sha256 of the encoder's weights, dtype, ...)
+
+An entry for another file, size, encoder or type has another key, so it can't be found, let alone returned. Each entry is a
+file with the sha256 of its content, written under a temporary name and renamed: one that was cut short or changed is made
+again. Entries are never overwritten with other content, so several processes may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfumato.core.media import Batch, Column, DataInfo
+from sfumato.data.base import Data, Draws, Indices, digest
+from sfumato.errors import SfumatoError, UserError
+from sfumato.files import make_folder, write_atomic
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NEEDED = ("transform", "encoder")
+_MAGIC = b"sfumato tensor 1\n"
+
+Encode = Callable[[Batch], Tensor]
+
+
+def key_of(item: str, parts: Mapping[str, str]) -> str:
+    """The key of an entry: 64 hexadecimal digits. item: its digest. parts: all else that the value depends on."""
+    written = json.dumps([item, sorted(parts.items())], ensure_ascii=False)
+    return hashlib.sha256(written.encode()).hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class Store:
+    """Tensors by key below a folder, 256 sub-folders of files."""
+
+    folder: Path
+
+    def file(self, key: str) -> Path:
+        """Where an entry lies."""
+        return self.folder / key[:2] / f"{key}.tensor"
+
+    def read(self, key: str) -> Tensor | None:
+        """The entry, bit for bit as it was written; None if there is none, or it is damaged."""
+        try:
+            raw = self.file(key).read_bytes()
+        except OSError:
+            return None
+        magic, sha, rest = raw[: len(_MAGIC)], raw[len(_MAGIC) : len(_MAGIC) + 32], raw[len(_MAGIC) + 32 :]
+        if magic != _MAGIC or hashlib.sha256(key.encode() + rest).digest() != sha:
+            return None
+        head, _, body = rest.partition(b"\n")
+        named = json.loads(head)
+        kind = DTYPES[named["dtype"]]
+        flat = torch.frombuffer(bytearray(body), dtype=kind) if body else torch.empty(0, dtype=kind)
+        return flat.reshape(named["shape"])
+
+    def write(self, key: str, value: Tensor) -> None:
+        """Keep a tensor of one of the types of `DTYPES`."""
+        name = str(value.dtype).removeprefix("torch.")
+        bits = value.detach().cpu().contiguous()
+        body = bits.reshape(-1).view(torch.uint8).numpy().tobytes()
+        rest = json.dumps({"dtype": name, "shape": list(value.shape)}).encode() + b"\n" + body
+        make_folder(self.file(key).parent)
+        write_atomic(self.file(key), _MAGIC + hashlib.sha256(key.encode() + rest).digest() + rest, sync=False)
+
+
+def cached(
+    encode: Encode,
+    data: Data,
+    key_parts: Mapping[str, str],
+    folder: Path | str,
+    *,
+    dtype: str = "float32",
+    of: str = "media",
+) -> Cached:
+    """A data set whose media are `encode(items)`, made once for each item and kept below `folder`.
+
+    encode: a batch of the data, fetched without draws, -> (B, *S); row i must depend on item i alone. key_parts: all that
+    the values depend on besides the item, as text; `transform` (settings of crop, size, ...) and `encoder` (sha256 of its
+    weights) must be among them. dtype: float32, float16 or bfloat16, of what is kept; it is a part of the key. of: `media`,
+    or `caption` for an encoder of texts, whose key then is of the caption.
+    """
+    missing = [name for name in NEEDED if not key_parts.get(name)]
+    if missing:
+        raise UserError(
+            f"key_parts: '{missing[0]}' is missing, and values of another one would be taken for its; give it"
+        )
+    if dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype}: latents are kept as float32, float16 or bfloat16")
+    if of not in ("media", "caption") or (of == "caption" and not data.info.captions):
+        raise UserError(f"of = {of}: must be media, or caption where the data have captions")
+    return Cached(encode, data, dict(key_parts), Store(Path(folder)), dtype, of)
+
+
+@final
+class Cached(Data):
+    """See `cached`. made: how many items were encoded so far; found: how many came from the disk."""
+
+    def __init__(
+        self, encode: Encode, data: Data, key_parts: Mapping[str, str], store: Store, dtype: str, of: str
+    ) -> None:
+        self.encode, self.data, self.store, self.dtype, self.of = encode, data, store, dtype, of
+        self.parts = {**key_parts, "dtype": dtype, "of": of}
+        self.made = self.found = 0
+
+    @cached_property
+    def info(self) -> DataInfo:
+        """That of the data, with the shape of what is encoded."""
+        whole = self.data.info
+        return DataInfo(tuple(self._values([0])[0].shape), "array", whole.labels, whole.captions, whole.numbers)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
+        """The encoded items as float32; draws choose captions only."""
+        asked = [int(i) for i in indices]
+        media = torch.stack([value.float() for value in self._values(asked)])
+        if self.data.unreadable(asked):  # the columns are those of the items that stand in
+            return Batch(media, self.data.fetch(asked, draws).conditions)
+        return Batch(media, self.data.columns(asked, draws))
+
+    def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
+        return self.data.columns(indices, draws)
+
+    def held_out_mask(self) -> NDArray[np.bool_]:
+        return self.data.held_out_mask()
+
+    def fingerprint(self) -> str:
+        return digest(self.data.fingerprint(), *(f"{k}={v}" for k, v in sorted(self.parts.items())))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.data.problems
+
+    @property
+    def broken_share(self) -> float:
+        return self.data.broken_share
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        return self.data.unreadable(indices)
+
+    def key(self, index: int) -> str:
+        """The key of an item."""
+        if self.of == "caption":
+            text = str(self.data.columns([index])["caption"][0])
+            return key_of(hashlib.sha256(text.encode()).hexdigest(), self.parts)
+        return key_of(self.data.item_digest(index), self.parts)
+
+    def _values(self, indices: list[int]) -> list[Tensor]:
+        keys = {index: self.key(index) for index in dict.fromkeys(indices)}
+        values = {key: self.store.read(key) for key in keys.values()}
+        missing = {key: index for index, key in keys.items() if values[key] is None}
+        self.found += len(values) - len(missing)
+        if missing:
+            with torch.no_grad():
+                made = self.encode(self.data.fetch(list(missing.values()))).to(DTYPES[self.dtype])
+            if len(made) != len(missing):
+                raise SfumatoError(f"encode gave {len(made)} values for {len(missing)} items; it must give one an item")
+            replaced = self.data.unreadable(list(missing.values()))
+            for (key, index), value in zip(missing.items(), made):
+                if index not in replaced:  # else it is of another item, which the key knows nothing of
+                    self.store.write(key, value)
+                values[key] = value.detach().cpu()
+            self.made += len(missing)
+        return [value for index in indices if (value := values[keys[index]]) is not None]

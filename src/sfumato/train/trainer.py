@@ -14,7 +14,7 @@ import torch
 from sfumato import __version__
 from sfumato.core import Batch, Draws
 from sfumato.core.random import keys
-from sfumato.data import Data, Loader, Order
+from sfumato.data import Data, Loader, Replaced
 from sfumato.errors import Interrupted, SfumatoError, UserError
 from sfumato.files import DiskFullError
 from sfumato.spec import as_spec
@@ -89,6 +89,7 @@ class Trainer:
         self.checkpoints: Checkpoints = run.checkpoints(settings.keep)
         self.log = MetricsLog(run.metrics)
         self.step: Step | None = None  # made when training begins
+        self.replaced = Replaced()  # items that could not be read
         self._signals: StopSignals | None = None
         self._asked = False  # whether any process was asked to stop
         self._trackers = list(trackers)
@@ -166,6 +167,7 @@ class Trainer:
         self._prepare(display, signals, train)
         self._mark = time.monotonic()
         with Loader(train, self.micro, self.seed, pace.samples, **how) as loader:
+            loader.replaced = self.replaced
             while not budget.done:
                 before = pace.progress
                 batch, draws, lr = self._step(loader)
@@ -205,8 +207,7 @@ class Trainer:
         """Record the step, where it is recorded, before the clock starts."""
         self._signals = signals
         first, size = self.pace.samples, self.micro
-        order = Order(len(train), self.seed)
-        batch = train.fetch(order(np.arange(first, first + size)))
+        batch = train.fetch_bucket(train.order(self.seed)(np.arange(first, first + size)))
         self.step = choose_step(
             self.task,
             self.optimizer,
@@ -216,7 +217,7 @@ class Trainer:
             record=self.settings.compile,
             micro=(batch, Draws(self.seed, first, size)),
             count=self.settings.accumulate,
-            in_the_way=None if self.recomputed.capturable else "dropout in recomputed blocks draws on the host",
+            in_the_way=self._in_the_way(train),
             fp8=self.settings.fp8,
             parallel=self.parallel,
             say=display.say,
@@ -225,6 +226,14 @@ class Trainer:
             display.say(
                 f"the step was recorded for the GPU in {self.step.setup_seconds:.0f} s, which the budget does not count"
             )
+
+    def _in_the_way(self, train: Data) -> str | None:
+        """Why a step can't be recorded, of what the step does not know itself."""
+        if not self.recomputed.capturable:
+            return "dropout in recomputed blocks draws on the host"
+        if self.parallel.size > 1:
+            return "steps of several processes are not recorded"
+        return None if train.bucketing is None else "data.buckets gives batches of several shapes"
 
     def _seed_generators(self, number: int) -> None:
         """Make dropout a function of the sample number: there is no generator's state to save, on any device."""
@@ -288,6 +297,8 @@ class Trainer:
         entry: dict[str, Any] = {"step": self.pace.step, "samples": self.pace.samples, **means, "lr": lr}
         if self.meter.skipped:
             entry["skipped"] = self.meter.skipped
+        if self.replaced.samples:
+            entry["replaced"] = self.replaced.samples
         rate = self.budget.rate()
         entry |= {"samples_per_second": rate and round(rate, 2), "seconds": round(self.pace.seconds, 3)}
         since = self.pace.seconds - self._written_at
@@ -364,6 +375,7 @@ class Trainer:
             "settings": self.settings_of_run(),
             "data": {"fingerprint": self.data.fingerprint(), "items": len(self.data)},
             "meter": self.meter.state(),
+            "replaced": self.replaced.state(),
             "costs": self._costs,
             "versions": {"sfumato": __version__, "torch": torch.__version__},
         }
@@ -395,6 +407,7 @@ class Trainer:
         self.ema.load(own(loaded.groups["ema"]))
         self.optimizer.load(own(loaded.groups["optimizer"]))
         self.meter.load(info["meter"])
+        self.replaced = Replaced.of(info.get("replaced"))
         self._costs = {k: list(v) for k, v in info["costs"].items()}
         for key in asdict(self.pace):
             setattr(self.pace, key, info[key])

@@ -394,8 +394,10 @@ class Case:
         return self.forwards * (counted.both if self.training else counted.forward)
 
 
-def compare(case: Case, device: torch.device, best: Ceiling, ways: Collection[str], quick: bool) -> Row:
-    """One row: ours, and the fastest of the peer's variants that are run in one of `ways`."""
+def compare(
+    case: Case, device: torch.device, best: Ceiling, ways: Collection[str], quick: bool, names: Collection[str] = ()
+) -> Row:
+    """One row: ours, and the fastest of the peer's variants that are run in one of `ways` (and have one of `names`)."""
     size = sizes(device)
     counts = count(lambda: case.one_image(case.kind, size)), count(lambda: peer_one_image(case.kind, size))
     flops = [case.operations(c) for c in counts]
@@ -418,7 +420,7 @@ def compare(case: Case, device: torch.device, best: Ceiling, ways: Collection[st
 
     ours = side("ours", lambda: case.ours(device), flops[0])
     peers, failed = {}, {}
-    for variant in [v for v in case.peers(device) if v.way in ways]:
+    for variant in [v for v in case.peers(device) if v.way in ways and (not names or v.name in names)]:
         try:
             peers[variant.name] = side(variant.name, variant.make, flops[1])
         except Exception as error:  # one that does not fit or does not compile is said, and the others go on
@@ -457,6 +459,7 @@ def command(prog: str, about: str, cases: list[Case], results: Path) -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--write", action="store_true", help=f"write the rows to results/{results.name}")
     parser.add_argument("--peer", choices=("eager", "compiled", "both"), default="both", help="how the peer is run")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help='of the peer these alone: "peer, compiled"')
     parser.add_argument("--autotune", action="store_true", help="and autotuned, which compiles for minutes")
     parser.add_argument("--no-peer", action="store_true", help="ours alone: nothing is written")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 3 steps: the order of magnitude")
@@ -479,7 +482,7 @@ def command(prog: str, about: str, cases: list[Case], results: Path) -> None:
     rows, broken = [], []
     for case in [c for c in cases if not options.only or c.name in options.only]:
         try:
-            rows.append(compare(case, device, best, ways, options.quick))
+            rows.append(compare(case, device, best, ways, options.quick, options.variants or ()))
         except Exception:  # the other cases can still be measured
             traceback.print_exc()
             broken.append(case.name)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato import __version__, cli, media
+from sfumato import __version__, cli
 from sfumato.errors import UserError
+from sfumato.kinds import Picture
 
 TINY = [
     "network.width=8", "conditioner.width=16", "conditioner.depth=1", "conditioner.heads=2", "conditioner.length=32",
@@ -260,7 +261,7 @@ def test_without_o_samples_of_other_settings_get_a_folder_of_their_own(here: Pat
 
 
 def test_ctrl_c_while_sampling_keeps_what_is_there(here: Path, do, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    real, calls = media.save_png, [0]
+    real, calls = Picture.encode, [0]
 
     def save(*arguments, **more):  # type: ignore[no-untyped-def]
         calls[0] += 1
@@ -268,7 +269,7 @@ def test_ctrl_c_while_sampling_keeps_what_is_there(here: Path, do, monkeypatch: 
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(media, "save_png", save)
+    monkeypatch.setattr(Picture, "encode", save)
     said = do("sample", "digits", "7", "n=4", "-o", "out")
     assert said.code == 75 and "2 of 4 samples are in out; run the same command to go on" in said.err
     monkeypatch.undo()

@@ -93,6 +93,7 @@ def sample(
 
     n=4 (of each prompt) seed=0 (or 0:1000, or 3,5,8) steps=20 guidance=3 solver=heun grid=karras label=7 number=0.5
     negative="..." batch=64 dtype=bf16 (or int8, fp8) threshold=dynamic, for less memory tile=512 slice=8 offload=true,
+    best_of=8 (candidates for each picture, ranked by judge=FOLDER or clip:FOLDER, or by the model's own judge),
     guidance by name (guidance=apg), and any setting of solver, grid, guidance or threshold (solver.eta=1,
     guidance.scale=4). The same command again goes on where it stopped.
     """
@@ -118,7 +119,8 @@ def evaluate(
 
     metrics=held_out,nll,bound,features,class_scores n=512 seed=0 batch=64 dtype=bf16 data=PATH judge=FOLDER, and the settings
     of each metric: draws=4 divergence=exact probes=2 evaluations=100 (nll), times=64 bound.steps=1000 (bound), samples=10000
-    extractor=FOLDER|inception:FILE|dinov2:FOLDER|clip:FOLDER guidance=2 steps=20 (features), each=100 (class_scores).
+    extractor=FOLDER|inception:FILE|dinov2:FOLDER|clip:FOLDER guidance=2 steps=20 (features), each=100 (class_scores),
+    judge=FOLDER|clip:FOLDER among=100 pictures=500 (alignment: whether pictures show their captions).
     """
     if compare is not None:
         if source is not None:
@@ -221,6 +223,25 @@ def data_pack(
     verb.pack(source, settings or [], out=out, fresh=fresh, as_json=json)
 
 
+@data_app.command("encode")
+def data_encode(
+    source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="a folder, a file, or a built-in set")],
+    settings: Words = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path("latents"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace packed data that are there.")] = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write a data set as the latents of an autoencoder, for training with data=FOLDER codec=RUN.
+
+    codec=RUN (needed) batch=64 dtype=float16|float32 tile=512 (encode in tiles) cache=FOLDER (latents by content, kept for
+    the next set), and any setting of the data (size=64 channels=3). A folder that is up to date is left as it is.
+    """
+    from sfumato.commands import encode as verb
+
+    verb.encode(source, settings or [], out=out, fresh=fresh, device=device, as_json=json)
+
+
 @app.command()
 def show(
     what: Annotated[
@@ -236,6 +257,14 @@ def show(
 
 
 @app.command()
+def models(json: Json = False) -> None:
+    """Models that can be sampled by name: those that come with the package, and the runs in runs/."""
+    from sfumato.commands import models as verb
+
+    verb.models(as_json=json)
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Versions, threads, GPU, disk, and which extras are installed."""
     from sfumato.commands import doctor as verb
@@ -244,13 +273,11 @@ def doctor(json: Json = False) -> None:
 
 
 @app.command()
-def demo() -> None:
-    """Train text-to-image on handwritten digits, sample, score: about four minutes on two cores."""
-    from rich.console import Console
+def demo(words: Words = None) -> None:
+    """Train a small model from nothing, sample it, score it: some minutes on two cores. modality=image, audio or voxel."""
+    from sfumato.commands import demo as verb
 
-    from sfumato.recipes.demo import run_demo
-
-    raise typer.Exit(run_demo(Path("runs"), Console(highlight=False)))
+    raise typer.Exit(verb.demo(words or []))
 
 
 @runs_app.command("list")

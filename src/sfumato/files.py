@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,11 @@ def replacing_folder(final: Path) -> Iterator[Path]:
         raise
 
 
-def publish_folder(temporary: Path, final: Path) -> None:
-    """Flush a finished folder to the disk and rename it into place, replacing what was there."""
+def publish_folder(temporary: Path, final: Path, reached: Callable[[str], None] = lambda point: None) -> None:
+    """Flush a finished folder to the disk and rename it into place, replacing what was there.
+
+    reached: called before, between and after the renames, with the name of the point.
+    """
     with disk_errors(final):
         for file in _files(temporary):
             with file.open("rb") as stream:
@@ -122,9 +125,12 @@ def publish_folder(temporary: Path, final: Path) -> None:
         for folder in {file.parent for file in _files(temporary)} | {temporary}:
             _sync_folder(folder)
         old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+        reached("rename")
         if final.exists():
             final.rename(old)  # a rename does not replace a folder that holds files
+            reached("moved aside")
         temporary.rename(final)
+        reached("renamed")
         _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -144,14 +150,29 @@ def remove_leftovers(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path) -> None:
-    """Write MANIFEST.json: {"files": {name: {"size": bytes, "sha256": hexadecimal}}}."""
-    files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256(file)}
-        for file in _files(folder)
-        if file.name != MANIFEST
-    }
-    write_atomic(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+def write_manifest(folder: Path, known: Mapping[str, tuple[int, str]] | None = None) -> None:
+    """Write MANIFEST.json: {"files": {name: {"size": bytes, "sha256": hexadecimal}}, "sha256": of all before it}.
+
+    known: (size, sha256) of files that need not be read again. Raises SfumatoError if one of them is not there in that size.
+    """
+    known = known or {}
+    files = {}
+    for file in _files(folder):
+        name, size = file.relative_to(folder).as_posix(), file.stat().st_size
+        if name != MANIFEST:
+            files[name] = {"size": size, "sha256": known[name][1] if name in known else sha256(file)}
+    for name, (size, _) in known.items():
+        if files.get(name, {}).get("size") != size:
+            raise SfumatoError(
+                f"{folder / name} was written by another process and is not to be seen here as it wrote it; "
+                f"the folder must be on a disk that all processes share"
+            )
+    content: dict[str, Any] = {"format": 1, "files": files}
+    write_atomic(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, indent=1).encode()).hexdigest()
 
 
 def verify_manifest(folder: Path, names: Collection[str] | None = None) -> None:
@@ -165,15 +186,26 @@ def verify_manifest(folder: Path, names: Collection[str] | None = None) -> None:
         refuse_pickle(file)
     listed = _read_manifest(folder)
     for name in listed if names is None else names:
-        file, entry = folder / name, listed.get(name)
-        if entry is None:
+        if name not in listed:
             raise CorruptError(folder / MANIFEST, f"does not list {name}")
+        _verify(folder / name, listed[name])
+
+
+def _verify(file: Path, entry: Mapping[str, Any]) -> None:
+    try:
         if not file.is_file():
             raise CorruptError(file, "is missing")
         if file.stat().st_size != entry["size"]:
             raise CorruptError(file, f"has {file.stat().st_size} bytes and should have {entry['size']}")
         if sha256(file) != entry["sha256"]:
             raise CorruptError(file, "has changed since it was written (its sha256 differs)")
+    except OSError as error:
+        raise CorruptError(file, f"can't be read ({error.strerror})") from None
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files that the manifest of a folder lists. Raises CorruptError."""
+    return sorted(_read_manifest(folder))
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -181,13 +213,19 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not manifest.is_file():
         raise CorruptError(manifest, "is missing")
     try:
-        listed = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        text = manifest.read_text(encoding="utf-8")
+        content = json.loads(text)
+        listed = content["files"]
         for name, entry in listed.items():
             path = Path(name)
             if path.is_absolute() or ".." in path.parts or not {"size", "sha256"} <= set(entry):
                 raise ValueError(name)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CorruptError(manifest, "is not a manifest that can be read") from None
+    body = {key: value for key, value in content.items() if key != "sha256"}
+    changed = "sha256" in content and (content["sha256"] != _digest(body) or text != json.dumps(content, indent=1))
+    if changed or set(body) - {"format", "files"}:
+        raise CorruptError(manifest, "has changed since it was written (its own sha256 differs)")
     return dict(listed)
 
 

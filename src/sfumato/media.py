@@ -111,6 +111,13 @@ def scatter(points: Tensor | NDArray[Any], side: int = 384) -> Image.Image:
 def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | None = None, *, sync: bool = True) -> Path:
     """Write a PNG with text chunks, whole or not at all; folders are made as needed. sync: as for `write_atomic`."""
     target = Path(path)
+    make_folder(target.parent)
+    write_atomic(target, png(image, text), sync=sync)
+    return target
+
+
+def png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """The content of a PNG file with text chunks."""
     info = PngInfo()
     for key, value in (text or {}).items():
         if value.isascii():
@@ -119,9 +126,7 @@ def save_png(image: Image.Image, path: str | Path, text: Mapping[str, str] | Non
             info.add_itxt(key, value)
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info)
-    make_folder(target.parent)
-    write_atomic(target, encoded.getvalue(), sync=sync)
-    return target
+    return encoded.getvalue()
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -62,6 +62,7 @@ class ModelSpec:
     """The settings of a `Model`: `config.json` of a model folder.
 
     learned_variance: the network is built with `outputs=2` and gives the variance of reverse steps too.
+    self_conditioned: it is built with room for an earlier estimate of x0 beside its input.
     """
 
     info: DataInfo
@@ -71,15 +72,22 @@ class ModelSpec:
     codec: Spec[Codec]
     conditioner: Spec[Conditioner] | None = None
     learned_variance: bool = False
+    self_conditioned: bool = False
 
     def build(self) -> Model:
         """A new model with fresh weights (from torch's global generator)."""
         codec = self.codec.build(self.info)
         conditioner = self.conditioner.build(self.info) if self.conditioner is not None else None
         settings = self.network.with_(outputs=2) if self.learned_variance else self.network
-        network = settings.build(codec.shape, conditioner.shape if conditioner is not None else CondShape())
+        cond = conditioner.shape if conditioner is not None else CondShape()
+        if self.self_conditioned:
+            cond = replace(cond, concat=cond.concat + codec.shape[0])
         denoiser = NetDenoiser(
-            network, self.process.build(), self.parameterization.build(), learned_variance=self.learned_variance
+            settings.build(codec.shape, cond),
+            self.process.build(),
+            self.parameterization.build(),
+            learned_variance=self.learned_variance,
+            self_conditioned=self.self_conditioned,
         )
         return Model(denoiser, codec, conditioner, self.info)
 
@@ -93,6 +101,7 @@ class ModelSpec:
             "codec": self.codec.to_dict(),
             "conditioner": None if self.conditioner is None else self.conditioner.to_dict(),
             "learned_variance": self.learned_variance,
+            "self_conditioned": self.self_conditioned,
         }
 
     @staticmethod
@@ -108,4 +117,5 @@ class ModelSpec:
             parse(Codec, data["codec"], path="codec", marks=marks),
             None if conditioner is None else parse(Conditioner, conditioner, path="conditioner", marks=marks),
             bool(data.get("learned_variance", False)),
+            bool(data.get("self_conditioned", False)),
         )

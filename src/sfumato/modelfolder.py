@@ -24,15 +24,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sfumato
+from sfumato.compact import compacted, expanded
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.files import PICKLES, CorruptError, refuse_pickle, replacing_folder, verify_manifest
 from sfumato.model import Model, ModelSpec
+from sfumato.tensorfile import StoredTensors
 
 FORMAT = 1
+SHIPPED = Path(__file__).parent / "models"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-AVERAGES = "ema.safetensors"  # of a checkpoint: averaged weights by the number of the average, 0.NAME, 1.NAME
+AVERAGES = "ema"  # of a checkpoint: averaged weights by the number of the average, 0.NAME, 1.NAME
 CARD = "README.md"
 _NAMED = 6  # tensors listed in an error
 
@@ -55,7 +58,7 @@ def find_folder(path: str | Path) -> Path:
         refuse_pickle(folder)
         raise UserError(f"{folder}: a model is a folder with {WEIGHTS} and {CONFIG}; give the folder, not a file of it")
     if not folder.exists():
-        raise UserError(f"{folder}: there is no such model or run; `sfumato runs list` shows the runs that there are")
+        return _shipped(path)
     if (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file():
         return folder
     if (folder / "model").is_dir():
@@ -66,6 +69,27 @@ def find_folder(path: str | Path) -> Path:
         if file.suffix.lower() in PICKLES:
             refuse_pickle(file)
     raise UserError(f"{folder}: not a model or run folder, it has no {CONFIG}; give a folder that sfumato has written")
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(entry.name for entry in SHIPPED.iterdir() if (entry / CARD).is_file()) if SHIPPED.is_dir() else []
+
+
+def _shipped(path: str | Path) -> Path:
+    """The folder of a model that comes with the package, by its name. Raises UserError naming what is missing."""
+    name = str(path)
+    if name not in shipped():
+        known = f", or one of the models that ship: {', '.join(shipped())}" if shipped() else ""
+        raise UserError(
+            f"{path}: there is no such model or run; `sfumato runs list` shows the runs that there are{known}"
+        )
+    if not (SHIPPED / name / WEIGHTS).is_file():
+        raise UserError(
+            f"{name}: the weights of this model are not in this installation; install sfumato again, or train it with "
+            f"`sfumato train {name} data=PATH`"
+        )
+    return SHIPPED / name
 
 
 def save(
@@ -111,6 +135,23 @@ def save_sampling(path: str | Path, sampling: Mapping[str, Any]) -> Path:
     return folder
 
 
+def save_compact(path: str | Path, folder: str | Path, *, trained: Mapping[str, Any], card: str | None = None) -> Path:
+    """Write a copy of a model folder with its weights in 8 bits (`compact`), a quarter of the size. It loads like any other.
+
+    trained: what is added to the record of the training. card: in place of the model card.
+    """
+    source, final = find_folder(path), Path(folder)
+    verify_manifest(source)
+    config = read_config(source)
+    config["trained"] = {**(config.get("trained") or {}), **json.loads(json.dumps(trained, default=str))}
+    with replacing_folder(final) as temporary:
+        save_file(compacted(read_tensors(source)), temporary / WEIGHTS, metadata={"format": "pt"})
+        _write_config(temporary, config)
+        text = card if card is not None else (source / CARD).read_text(encoding="utf-8")
+        (temporary / CARD).write_text(text, encoding="utf-8")
+    return final
+
+
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -133,17 +174,14 @@ def load_model(path: str | Path) -> Model:
     A checkpoint (`runs/x/checkpoints/step-00001200`) has weights alone: settings and codec are those of its run's model.
     """
     folder = Path(path)
-    averages = folder / AVERAGES
-    if not averages.is_file():
+    averages = sorted(folder.glob(f"{AVERAGES}*.safetensors"))  # one file, or one of each process that wrote
+    if not averages:
         return load(folder).model
-    verify_manifest(folder, [AVERAGES])
+    verify_manifest(folder, [file.name for file in averages])
     model = load(folder.parent.parent).model
-    try:
-        stored = load_file(averages)
-    except SafetensorError as error:
-        raise CorruptError(averages, f"is not a safetensors file that can be read ({error})") from None
-    first = {name.removeprefix("0."): tensor for name, tensor in stored.items() if name.startswith("0.")}
-    fit(model, {**model.state_dict(), **first}, averages)
+    stored = StoredTensors(folder, AVERAGES)
+    first = {name.removeprefix("0."): stored[name] for name in stored if name.startswith("0.")}
+    fit(model, {**model.state_dict(), **first}, averages[0])
     return model
 
 
@@ -167,10 +205,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of `model.safetensors` on the CPU."""
+    """The tensors of `model.safetensors` on the CPU, those in 8 bits as float32."""
     file = folder / WEIGHTS
     try:
-        return load_file(file)
+        return expanded(load_file(file))
     except FileNotFoundError:
         raise CorruptError(file, "is missing") from None
     except SafetensorError as error:
@@ -227,6 +265,8 @@ def _cell(value: str) -> str:
 
 def _model_spec(config: Mapping[str, Any], file: Path) -> ModelSpec:
     settings = config.get("model")
+    if settings is None and "autoencoder" in config:
+        raise UserError(f"{file.parent}: is an autoencoder, which samples nothing; train with codec={file.parent} first")
     try:
         data = dict(settings) if isinstance(settings, Mapping) else {}
         TypeAdapter(DataInfo).validate_python(data["info"])

@@ -5,21 +5,18 @@ Pipeline.from_pretrained("runs/digits")("a handwritten seven", seed=0).images[0]
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from sfumato import media, modelfolder
+from sfumato import modelfolder
 from sfumato.core import Cond, Denoiser, Grid, LogisticGrid, NetDenoiser, Network, SampleNoise, TunedGrid
+from sfumato.core.denoiser import recalling
 from sfumato.errors import SfumatoError, UserError
 from sfumato.guidance import Bound, ClassifierFree, Guidance, Threshold
 from sfumato.model import Model, ModelSpec
@@ -27,16 +24,15 @@ from sfumato.nn.captured import Captured
 from sfumato.nn.lowbit import KINDS, is_lowbit, lowbit
 from sfumato.nn.offload import Offload, check_offload
 from sfumato.nn.tiling import Sliced, sliced
+from sfumato.output import Output, OutputType, images_of
 from sfumato.registry import Registered
 from sfumato.request import Request, resolve
 from sfumato.samplers import ExpAdams, Solver, Tuned, sample, start
 from sfumato.spec import as_spec, parse
 
 T = TypeVar("T", bound=Registered)
-OutputType = Literal["pil", "np", "pt"]
 OnStepEnd = Callable[["Pipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SHEET = 64  # samples shown in a notebook
 
 
 @final
@@ -56,39 +52,6 @@ class Sampling(Registered, family="sampling", name="sampling"):
 
     def __post_init__(self) -> None:
         _check_steps(self.steps)
-
-
-@final
-@dataclass(frozen=True)
-class Output:
-    """Samples, with what made them. Shows itself as a contact sheet in a notebook.
-
-    media: (B, C, *S) on the CPU as the codec decodes: uint8 for images, float32 for arrays.
-    images: the same as a list of PIL pictures, as an array with channels last (`np`), or as `media` (`pt`).
-    seeds, prompts: one a sample; a prompt is the text, class name or numbers asked for, "" for nothing.
-    settings: keyword arguments that make the same samples again: `pipeline(**output.settings)`.
-    """
-
-    media: Tensor
-    images: list[Image.Image] | NDArray[Any] | Tensor
-    seeds: tuple[int, ...]
-    prompts: tuple[str, ...]
-    settings: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.media)
-
-    def grid(self, columns: int | None = None) -> Image.Image:
-        """All samples on one sheet, with their prompts."""
-        captions = self.prompts if any(self.prompts) else None
-        return media.grid([media.to_image(item) for item in self.media], columns, captions)
-
-    def _repr_png_(self) -> bytes:
-        stream = io.BytesIO()
-        shown = [media.to_image(item) for item in self.media[:_SHEET]]
-        captions = self.prompts[:_SHEET] if any(self.prompts) else None
-        media.grid(shown, None, captions).save(stream, format="PNG")
-        return stream.getvalue()
 
 
 @final
@@ -253,7 +216,8 @@ class Pipeline:
             threshold=threshold,
         )
         made = torch.cat(list(self.run(plan, batch_size, callback_on_step_end)))
-        return Output(made, _images(made, output_type), plan.request.seeds, plan.request.texts, plan.settings)
+        images = images_of(made, output_type, self.model.info)
+        return Output(made, images, plan.request.seeds, plan.request.texts, plan.settings, self.model.info)
 
     def plan(
         self,
@@ -361,7 +325,7 @@ class Pipeline:
         times: the sampling grid, for a guidance that depends on it. The mode of the model and gradients are the caller's.
         """
         request, model, conditioner = plan.request, self.model, self.model.conditioner
-        denoiser: Denoiser = self._asked()
+        denoiser = recalling(self._asked())
         cond = null = None if conditioner is None else conditioner.null(len(request.seeds))
         if request.columns:  # without: guidance_scale = 0, or nothing to ask by
             cond = model.condition(request.columns)
@@ -384,8 +348,7 @@ class Pipeline:
         if self._acting is None:
             network: Network = Captured(ours.network, compiled=self.compile) if recorded else ours.network
             network = network if self._slice is None else Sliced(network, self._slice)
-            learned = ours.learned_variance
-            self._acting = NetDenoiser(network, ours.process, ours.parameterization, learned_variance=learned)
+            self._acting = ours.through(network)
         return self._acting
 
     def _other(self, path: str, request: Request) -> Denoiser:
@@ -485,12 +448,6 @@ def _check_alike(path: str, ours: Model, other: Model) -> None:
         raise UserError(
             f"guidance.model = {path}: it is asked by {', '.join(more)} and this model is not; use one that is alike"
         )
-
-
-def _images(made: Tensor, output_type: OutputType) -> list[Image.Image] | NDArray[Any] | Tensor:
-    if output_type == "pil":
-        return [media.to_image(item) for item in made]
-    return made if output_type == "pt" else np.moveaxis(made.numpy(), 1, -1)
 
 
 def _check_steps(steps: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 
+from sfumato.conditioners.prompt import parse
 from sfumato.core import Column, DataInfo
 from sfumato.errors import UserError, did_you_mean
 from sfumato.guidance import Guidance
@@ -20,7 +21,8 @@ _SEEDS = 1 << 62
 @final
 @dataclass(frozen=True)
 class Request:
-    """B samples. columns: what the conditioner reads, empty for none; negative: B prompts or empty.
+    """B samples. columns: what the conditioner reads, empty for none; negative: B prompts or empty; both with their weights
+    read (`prompt.parse`).
 
     scale: B guidance scales, None for the setting of the guidance. guided: whether that setting acts.
     settings: arguments of the call, with the prompts and seeds as they were resolved.
@@ -112,7 +114,7 @@ def resolve(
     for column in asked:
         values = each(lists[_WORDS[column]])
         dtype = torch.int64 if column == "label" else torch.float32
-        columns[column] = values if column == "caption" else torch.tensor(values, dtype=dtype)
+        columns[column] = list(map(parse, values)) if column == "caption" else torch.tensor(values, dtype=dtype)
     settings: dict[str, Any] = {**lists, "n": n, "seed": seed if isinstance(seed, int) else list(seeds)}
     if scales and len(set(scales)) == 1:
         settings["guidance_scale"] = scales[0]
@@ -120,7 +122,7 @@ def resolve(
         seeds,
         columns,
         _texts({k: each(v) for k, v in lists.items()}, info, len(seeds)),
-        tuple(each(lists.get("negative_prompt", []))),
+        tuple(map(parse, each(lists.get("negative_prompt", [])))),
         tuple(each(lists["guidance_scale"])) if scales else None,
         guided and (bool(asked) or not guidance.by_condition),
         settings,

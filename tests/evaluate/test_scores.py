@@ -157,7 +157,7 @@ class Artist:
     def __call__(self, prompt: list[str], **settings: Any) -> Output:
         wanted = [self.index[caption] for caption in prompt]
         media = SHAPES.fetch(wanted[self.shift :] + wanted[: self.shift]).media
-        return Output(media, media, tuple(range(len(prompt))), tuple(prompt), settings)
+        return Output(media, media, tuple(range(len(prompt))), tuple(prompt), settings, SHAPES.info)
 
 
 def test_caption_scores_of_the_right_and_the_wrong_pictures() -> None:

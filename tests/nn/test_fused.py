@@ -93,7 +93,8 @@ def test_without_gradients_convolutions_of_few_positions_are_shared_out(
         ours = network(x, u, cond)
         with fused.plain():
             theirs = network(x, u, cond)
-    assert ("conv_parts" in launched) == (len(shape) < 4)
+    convolutions = sum(isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) for m in network.modules())
+    assert launched.count("conv_parts") == (convolutions if len(shape) < 4 else 0)  # weights ask for gradients: no matter
     assert ours.shape == theirs.shape and _apart(ours, theirs) < 2e-6
 
 
@@ -192,5 +193,6 @@ def test_a_product_that_ends_in_gelu_is_the_two_one_after_the_other() -> None:
     layer, x = nn.Linear(64, 96).cuda().to(torch.bfloat16), torch.randn(2, 5, 64, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
         ours = gelu_linear(layer, x)
-        exact = nn.functional.gelu(nn.functional.linear(*(v.double() for v in (x, layer.weight, layer.bias))), "tanh")
+        product = nn.functional.linear(*(v.double() for v in (x, layer.weight, layer.bias)))
+        exact = nn.functional.gelu(product, approximate="tanh")
     assert ours.shape == (2, 5, 96) and _apart(ours, exact) < 3e-3

@@ -430,4 +430,5 @@ def test_on_a_gpu_recorded_and_compiled_blocks_equal_the_network(kind: str, comp
         want = network(*asked)
         got = Captured(network, compiled=compiled)(*asked)
     assert _apart(want, exact) < (0.1 if kind == "fp8" else 0.025)
-    assert _apart(got, want) < (0.03 if compiled else 1e-6)
+    # Compiled blocks round once where eager ones round twice; fp8 sees other values then, and its steps are 2^-4 wide.
+    assert _apart(got, want) < ((0.06 if kind == "fp8" else 0.03) if compiled else 1e-6)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
-from sfumato.nn import DiT, UNet
+from sfumato.nn import DiT, MMDiT, UNet
 from sfumato.spec import Spec
 
 SHAPES = [(1, 11), (3, 7, 5), (1, 28, 28), (2, 6, 5, 4), (2, 1)]
@@ -30,6 +30,11 @@ def unet(shape: tuple[int, ...], cond: CondShape = FULL, **settings: Any) -> Net
 def dit(shape: tuple[int, ...], cond: CondShape = FULL, **settings: Any) -> Network:
     torch.manual_seed(0)
     return DiT(shape, cond, **{"width": 24, "depth": 2, "heads": 2, **settings})
+
+
+def mmdit(shape: tuple[int, ...], cond: CondShape = FULL, **settings: Any) -> Network:
+    torch.manual_seed(0)
+    return MMDiT(shape, cond, **{"width": 24, "depth": 2, "heads": 2, **settings})
 
 
 def awake(network: nn.Module, seed: int = 0, size: float = 0.2) -> nn.Module:
@@ -57,7 +62,7 @@ def inputs(shape: tuple[int, ...], n: int = 3, seed: int = 1, cond: CondShape = 
     )
 
 
-both = pytest.mark.parametrize("build", [unet, dit])
+both = pytest.mark.parametrize("build", [unet, dit, mmdit])
 everywhere = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -186,7 +191,7 @@ def test_forward_mode_and_second_derivatives_work(build: Build) -> None:
 
 @both
 def test_settings_come_from_a_spec(build: Build) -> None:
-    name = "unet" if build is unet else "dit"
+    name = build.__name__
     network = build((1, 8, 8))
     spec: Spec[Any] = Spec(type(network), width=24)
     assert type(network).kind == name and spec.width == 24

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.train import Training
-from sfumato.train.parallel import Parallel, begin
+from sfumato.train.parallel import Parallel, Words, begin
 from sfumato.train.sharing import part_of
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_a_run_that_was_asked_to_stop_goes_on_on_another_number_of_processes(
 def test_one_process_shares_nothing_and_batches_must_divide() -> None:
     parallel, device = begin("auto", "cpu")
     assert parallel.main and parallel.size == 1 and device.type == "cpu"
-    assert parallel.agree(1.5, True) == (1.5, True) and parallel.share("a") == "a"
+    assert parallel.agree(Words(1.5, True)) == (1.5, True, False, 0) and parallel.share("a") == "a"
     with pytest.raises(UserError, match=r"train.parallel=fsdp needs several processes"):
         begin("fsdp", "cpu")
     three = Parallel()

@@ -18,6 +18,7 @@ import torch
 from sfumato import files
 from sfumato.errors import UserError
 from sfumato.files import DiskFullError, verify_manifest
+from sfumato.recipes import load_recipe
 from sfumato.train import MetricsLog, Run, read_metrics
 from sfumato.train.checkpoint import Checkpoints, load_weights, weights
 from tests.train.tiny import make_trainer
@@ -127,13 +128,13 @@ def test_a_full_disk_is_a_warning_and_the_next_save_works(tmp_path: Path, monkey
 
 def test_when_the_last_save_fails_the_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tmp_path, checkpoint_minutes=1e9)
-    real = trainer.checkpoints.save
+    real = trainer.checkpoints.begin
 
-    def save(*arguments: Any) -> Path:
+    def begin(*arguments: Any) -> Path:
         full_after(monkeypatch, 0)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer.checkpoints, "save", save)
+    monkeypatch.setattr(trainer.checkpoints, "begin", begin)
     with pytest.raises(DiskFullError, match="no space left on the disk; free some") as caught:
         trainer.fit()
     assert caught.value.exit_code == 1
@@ -165,8 +166,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     filler = small_disk / "filler"
-    shown = Said()
-    trainer = make_trainer(small_disk / "run", checkpoint_minutes=1e-9, display=shown, samples=16 * 12)
 
     class Filling(Said):
         def update(self, *_: Any) -> None:
@@ -176,7 +175,8 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
             if trainer.pace.step == 8:
                 filler.unlink()
 
-    trainer._display = shown = Filling()
+    shown = Filling()
+    trainer = make_trainer(small_disk / "run", checkpoint_minutes=1e-9, display=shown, samples=16 * 12)
     assert trainer.fit().steps == 12
     assert any("free" in text and "training goes on" in text for text in shown.said)
     assert Checkpoints(small_disk / "run" / "checkpoints").all()[-1].name == "step-00000012"
@@ -232,3 +232,16 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("loss")] == [
         (line["samples"], line["loss"]) for line in lines
     ]
+
+
+def test_a_setting_that_is_younger_than_the_run_must_have_its_default(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", {})
+    run, settings = Run(tmp_path, recipe), dict(recipe.leaves())
+    of_then = {k: v for k, v in settings.items() if k not in ("train.fp8", "train.optimizer.type", "network.groups")}
+    run.compare({"settings": of_then}, settings)
+    changed = dict(load_recipe("digits", {"train.optimizer": "adamw8", "network.groups": "4"}).leaves())
+    words = r"network\.groups: null -> 4; train\.optimizer\.type: \"adamw\" -> \"adamw8\""
+    with pytest.raises(UserError, match=rf"other settings \({words}\)"):
+        run.compare({"settings": of_then}, changed)
+    with pytest.raises(UserError, match=r"\(train\.fp8: false -> true\)"):  # without a recipe
+        Run(tmp_path).compare({"settings": {"seed": 0}}, {"seed": 0, "train.fp8": True, "train.lr": 1e-3})

@@ -88,7 +88,7 @@ def test_a_recorded_step_learns_what_the_written_one_learns(kind: str, count: in
     losses: list[list[float]] = [[], []]
     for number in range(1, 31):
         for step, found in zip(steps, losses):
-            micros = [_batch(number * count + i) for i in range(count)]
+            micros = [_batch(i) for i in range(count)]  # the same pictures again: they can be learnt by heart
             done = step(micros, 3e-3, number)
             found.append(float(done.value))
             assert float(done.bad) == 0 and len(done.parts) == count

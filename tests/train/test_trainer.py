@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,11 +119,15 @@ class Poisoned(Task):
         return loss._replace(value=loss.value + (w.flatten()[0] * 0).sqrt() * 0)  # 0 / 0 in the backward pass only
 
 
-@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("how", ["loss", "gradient", "data"])
 def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, how: str) -> None:
+    """Bit for bit as if its batch had not been there."""
     bad = (3, 4, 11)
-    task = Poisoned(bad, how)
-    trainer = make_trainer(tmp_path, task=task, samples=16 * 20, log_every=1, warmup=0.0, decay=0.0)
+    task = Poisoned(bad, how) if how != "data" else make_task()
+    numbers = np.concatenate([np.arange(16 * step, 16 * step + 16) for step in bad])
+    items = tuple(TinyData().split("train").order(0)(numbers)[::16].tolist())  # one of each batch, in the first epoch
+    data = TinyData(poison=items if how == "data" else ())
+    trainer = make_trainer(tmp_path, task=task, data=data, samples=16 * 20, log_every=1, warmup=0.0, decay=0.0)
     trainer.fit()
     # The same optimizer on the same batches, those three not there.
     reference = make_task()
@@ -141,12 +146,11 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path, how: str) -> None
     lines = [line for line in read_metrics(trainer.run.metrics) if "loss" in line]
     assert [line["step"] for line in lines if line["loss"] is None] == [4, 5, 12]
     assert lines[-1]["skipped"] == 3
+    assert [line["left_out"] for line in lines if "left_out" in line] == [[[48, 63]], [[64, 79]], [[176, 191]]]
 
 
 def test_after_five_in_a_row_it_stops_with_a_diagnosis(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path, task=Poisoned(tuple(range(20, 60)), "loss"), samples=16 * 60, checkpoint_minutes=1e-9
-    )
+    trainer = make_trainer(tmp_path, task=Poisoned(tuple(range(20, 60)), "loss"), samples=16 * 60)  # no checkpoint yet
     with pytest.raises(
         SfumatoError, match=r"5 steps in a row .*the loss is not \(lr 0\.001, float32\); try a lower"
     ) as caught:

@@ -27,7 +27,7 @@ def preview(source: str, words: Sequence[str], *, out: Path, as_json: bool) -> N
     split = settings.get("split", "all")
     if out.suffix.lower() != ".png":
         raise UserError(f"-o {out}: the preview is a picture; give it a name that ends in .png")
-    spec = _opened(source, settings, ("n", "seed", "split"))
+    spec = opened(source, settings, ("n", "seed", "split"))
     data = spec.build()
     if split not in ("all", "train", "held_out"):
         raise UserError(f"split={split}: use train, held_out or all")
@@ -48,7 +48,7 @@ def preview(source: str, words: Sequence[str], *, out: Path, as_json: bool) -> N
 def check(source: str, words: Sequence[str], *, as_json: bool) -> int:
     """Read every item and say what is wrong. Returns the exit code: 0 if nothing is."""
     settings = only_settings(words)
-    spec = _opened(source, settings, ())
+    spec = opened(source, settings, ())
     for key, value in (("broken", 1.0), ("cache", 0.0), ("buckets", 0)):  # find all, keep nothing
         if key in parameters(spec.cls):
             spec = spec.with_(**{key: value})
@@ -80,6 +80,8 @@ def _findings(report: Report, data: Data) -> list[str]:
         lines.append(f"{report.without_caption:,} items have no caption")
     if report.changed:
         lines.append(f"changed: {report.changed}")
+    for said, items in report.remarks.items():
+        lines += _first(said, items)
     lines += _first("unreadable", list(report.unreadable.values()))
     named = [[name_of(data, i) for i in group] for group in report.leaks]
     lines += _first("the same in the training and the held-out part", [" = ".join(group[:4]) for group in named])
@@ -98,7 +100,7 @@ def pack(source: str, words: Sequence[str], *, out: Path, fresh: bool, as_json: 
     """Write all items of a data set into a folder of memory-mapped arrays."""
     settings = only_settings(words)
     shards = whole_number(settings, "shards", 0) if "shards" in settings else None
-    spec = _opened(source, settings, ("shards", "dtype"))
+    spec = opened(source, settings, ("shards", "dtype"))
     if "cache" in parameters(spec.cls):
         spec = spec.with_(cache=0.0)
     began = time.monotonic()
@@ -114,7 +116,7 @@ def pack(source: str, words: Sequence[str], *, out: Path, fresh: bool, as_json: 
     say(f"next: sfumato train image data={out}")
 
 
-def _opened(source: str, settings: Mapping[str, str], taken: Sequence[str]) -> Spec[Data]:
+def opened(source: str, settings: Mapping[str, str], taken: Sequence[str]) -> Spec[Data]:
     """The data set that a name or path means, with the settings that are its own."""
     spec = open_data(source)
     for key, value in settings.items():

@@ -12,9 +12,11 @@ from typing import Any, final
 
 from rich.console import Console
 
+from sfumato.commands.eval_audio import NAME as _SOUNDS
+from sfumato.commands.eval_audio import SoundScoring, score_sounds
 from sfumato.commands.say import columns, duration, say, say_json
 from sfumato.commands.words import RUNS, check_keys, find_model, only_settings, whole_number
-from sfumato.data import Data, open_data
+from sfumato.data import Data, Emoji, open_data
 from sfumato.errors import UserError, did_you_mean
 from sfumato.evaluate import (
     Extractor,
@@ -23,18 +25,23 @@ from sfumato.evaluate import (
     OdeLikelihood,
     Score,
     VariationalBound,
+    alignment_scores,
     class_scores,
     draw,
     feature_scores,
     held_out_loss,
     nll,
+    open_aligner,
     open_extractor,
 )
+from sfumato.evaluate.alignment import AMONG, Aligner, JudgeAligner
+from sfumato.evaluate.emoji import emoji_scores
 from sfumato.evaluate.features import REAL, SAMPLES, OnWork
 from sfumato.evaluate.scores import NEIGHBOURS
-from sfumato.modelfolder import find_folder
+from sfumato.modelfolder import find_folder, read_config
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe
+from sfumato.recipes.emoji import emoji_data
 from sfumato.recipes.image import title_of
 from sfumato.recipes.judges import judge_of
 from sfumato.spec import Spec, check_arguments, parameters
@@ -46,7 +53,10 @@ DEFAULT = "held_out,nll"
 OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", "coverage_features", "fd")
 _GROUP = "class_scores"  # all of them
 _FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
-_METRICS = ("held_out", "nll", "bound", _FEATURES, _GROUP, *OF_SAMPLES)
+_ALIGNMENT = "alignment"  # whether pictures show their captions, by a judge of words
+_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _GROUP, *OF_SAMPLES)
+_OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS])  # metrics whose n counts samples
+_USUAL = {"audio": _SOUNDS}  # kind of media -> what is measured where nothing is asked for
 _KEYS = ("metrics", "n", "seed", "batch", "dtype", "data", "judge")
 _ITEMS = 512  # by default, where there are as many
 _DRAWN = 250  # samples at a time, by default
@@ -93,12 +103,36 @@ class _Features:
                 raise UserError(f"{name}={value}: must be at least {least}")
 
 
+@final
+@dataclass(frozen=True)
+class _Alignment:
+    """Settings of scores by a judge of words. among: captions to choose from, its own included. pictures: held-out captions.
+
+    seen, curve: of emoji alone, the trained captions that are looked at for copies and the prompts of the guidance curve.
+    """
+
+    among: int = AMONG
+    pictures: int | None = None
+    seen: int = 300
+    curve: int = 100
+    guidance: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("among", 2), ("pictures", 1), ("seen", 0), ("curve", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name}={value}: must be at least {least}")
+
+
 # Settings of each metric: KEY, or METRIC.KEY where two metrics have that key.
 _SETTINGS: dict[str, type] = {
     "held_out": _HeldOut,
     "nll": OdeLikelihood,
     "bound": VariationalBound,
     _FEATURES: _Features,
+    _ALIGNMENT: _Alignment,
+    _SOUNDS: SoundScoring,
     _GROUP: _Samples,
 }
 
@@ -117,6 +151,8 @@ class _Job:
     own: dict[str, Any]
     judge: Judge | None = None
     extractors: list[Extractor] = field(default_factory=list)
+    aligner: Aligner | None = None
+    folder: Path = Path()
 
     @property
     def items_at_a_time(self) -> int:
@@ -144,15 +180,21 @@ def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -
     place = find_model(source)
     folder = find_folder(place)
     run = next((path for path in (place, folder.parent) if (path / "recipe.yaml").is_file()), None)
-    asked = _asked(settings.pop("metrics", DEFAULT))
+    own_judge = folder / "judge"  # a model that ships has one beside it
+    usual = _USUAL.get(_kind(folder), _ALIGNMENT if run is None and own_judge.is_dir() else DEFAULT)
+    asked = _asked(settings.pop("metrics", usual))
+    aligner = _judge_of_words(settings, asked, own_judge)
     of_data = {key: settings.pop(key) for key in list(settings) if key == "data" or key.startswith("data.")}
     own = _own_settings(settings, asked)
     judge, extractors = _opened(settings, own, asked)
     choose_device(device)
-    spec = _data_of(run, of_data)
-    job = _job(Pipeline.from_pretrained(folder), spec, settings, own)
+    pipeline = Pipeline.from_pretrained(folder)
+    spec = _data_of(run, of_data, emoji=bool(pipeline.trained.get("styles")), reads=pipeline.trained.get("reads"))
+    job = replace(_job(pipeline, spec, settings, own), folder=folder)
     job.pipeline.to(choose_device(device), settings.get("dtype"))
-    job = replace(job, judge=judge, extractors=[e.to(job.pipeline.model.device) for e in extractors])
+    here = job.pipeline.model.device
+    aligner = None if aligner is None else aligner.to(here)
+    job = replace(job, judge=judge, extractors=[e.to(here) for e in extractors], aligner=aligner)
     found = {metric: _WORK[metric](job) for metric in dict.fromkeys(map(_group_of, asked))}
     result = _result(job, spec, str(run if run is not None else folder), found)
     kept = {k: s for group, one in found.items() for k, s in one.scores.items() if group in asked or k in asked}
@@ -162,7 +204,7 @@ def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -
     if as_json:
         say_json(result)
         return
-    what = "samples" if list(found) == [_FEATURES] else "held-out items"
+    what = "samples" if list(found) in _OF_SAMPLES else "held-out items"
     say(f"{result['run']}: {result['n']:,} {what} of {job.title}, {duration(time.monotonic() - began)}")
     say(columns([_line(name, score) for name, score in kept.items()], indent="  "))
     if run is not None:
@@ -176,7 +218,7 @@ def _result(job: _Job, spec: Spec[Data], name: str, found: Mapping[str, _Found])
     return {
         "run": name,
         "data": job.title,
-        "n": found[_FEATURES].settings["samples"] if list(found) == [_FEATURES] else job.n,
+        "n": next(iter(found.values())).settings["samples"] if list(found) in _OF_SAMPLES else job.n,
         "metrics": {},
         "features": {"name": None, "sha256": None} if features is None else features,
         "settings": {**shared, **{metric: one.settings for metric, one in found.items()}},
@@ -200,6 +242,19 @@ def _asked(text: str) -> list[str]:
         if name not in _METRICS:
             raise UserError(f"metrics={name}: there is no such metric; {did_you_mean(name, _METRICS)}")
     return asked
+
+
+def _judge_of_words(settings: dict[str, str], asked: Sequence[str], own: Path) -> Aligner | None:
+    """What `judge=` names, where only metrics=alignment has a use for it, or the judge beside the model."""
+    if _ALIGNMENT not in asked:
+        return None
+    if "judge" in settings:
+        if len(asked) > 1:
+            raise UserError("judge= of metrics=alignment is a judge of words; ask for metrics=alignment by itself")
+        return open_aligner(settings.pop("judge"))
+    if not own.is_dir():
+        raise UserError("metrics=alignment needs a judge of words; give judge=FOLDER or judge=clip:FOLDER")
+    return open_aligner(str(own))
 
 
 def _group_of(name: str) -> str:
@@ -242,17 +297,28 @@ def _opened(
     return judge, [JudgeExtractor(judge)] if judge is not None and _FEATURES in used else []
 
 
-def _data_of(run: Path | None, asked: dict[str, str]) -> Spec[Data]:
-    """The data of the run's recipe, or those that `data=` names."""
+def _data_of(
+    run: Path | None, asked: dict[str, str], *, emoji: bool = False, reads: Mapping[str, Any] | None = None
+) -> Spec[Data]:
+    """The data of the run's recipe, or those that `data=` names. emoji: the model was trained on a table of emoji.
+
+    reads: how data were read that a shipped model was trained on, settings by name.
+    """
     if run is not None:
         spec: Spec[Data] = load_recipe(run, asked).data
         return spec
     if "data" not in asked:
         raise UserError("this model folder has no recipe that says what it was trained on; give data=PATH or data=NAME")
-    spec = open_data(asked.pop("data"))
+    spec = emoji_data(open_data(asked.pop("data"))) if emoji else open_data(asked.pop("data"))
+    spec = spec.with_(**{k: v for k, v in (reads or {}).items() if k in parameters(spec.cls)})
     for key, value in asked.items():
         spec = spec.override(key.removeprefix("data."), value)
     return spec
+
+
+def _kind(folder: Path) -> str:
+    """What a model makes."""
+    return str(read_config(folder).get("model", {}).get("info", {}).get("kind", "image"))
 
 
 def _job(pipeline: Pipeline, spec: Spec[Data], settings: Mapping[str, str], own: dict[str, Any]) -> _Job:
@@ -359,10 +425,31 @@ def _by_samples(job: _Job) -> _Found:
     return _Found(scores.metrics, {"samples": scores.n, "judge": judge.weights_sha256, **scores.settings}, about)
 
 
+def _by_words(job: _Job) -> _Found:
+    own: _Alignment = job.own[_ALIGNMENT]
+    assert job.aligner is not None
+    drawn: dict[str, Any] = {"among": own.among, "seed": job.seed, "guidance": own.guidance, "steps": own.steps}
+    if isinstance(job.data, Emoji) and isinstance(job.aligner, JudgeAligner) and own.pictures is None:
+        more: dict[str, Any] = {"seen": own.seen, "curve": own.curve, "batch": job.items_at_a_time}
+        with _watched() as said:
+            scores = emoji_scores(job.pipeline, job.data, job.aligner.judge, on_work=said, **more, **drawn)
+    else:
+        scores = alignment_scores(job.pipeline, job.data, job.aligner, n=own.pictures, **drawn)
+    about = {"name": job.aligner.name, "sha256": job.aligner.sha256}
+    return _Found(scores.metrics, {"samples": scores.n, "judge": about["sha256"], **scores.settings}, about)
+
+
+def _by_sounds(job: _Job) -> _Found:
+    places = {"model": job.folder, "kept": RUNS / "judges" / job.title}
+    return _Found(*score_sounds(job.pipeline, job.data, job.own[_SOUNDS], job.seed, places))
+
+
 _WORK: dict[str, Callable[[_Job], _Found]] = {
     "held_out": _loss,
     "nll": partial(_likelihood, name="nll"),
     "bound": partial(_likelihood, name="bound"),
     _FEATURES: _by_features,
+    _ALIGNMENT: _by_words,
+    _SOUNDS: _by_sounds,
     _GROUP: _by_samples,
 }

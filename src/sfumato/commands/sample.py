@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 
 from sfumato import __version__, media
 from sfumato.codecs import Codec
+from sfumato.commands.edits import KEYS as EDITS
+from sfumato.commands.edits import read_edit, timed
+from sfumato.commands.ranked import best_of, check_styles, open_judge, ranked
 from sfumato.commands.say import duration, say, say_json
 from sfumato.commands.words import check_keys, find_model, numbers, split_words, whole_number
 from sfumato.core import DataInfo
+from sfumato.editing import Edit
+from sfumato.editing import run as run_edit
 from sfumato.errors import Interrupted, SfumatoError, UserError, did_you_mean
+from sfumato.evaluate.alignment import Aligner
 from sfumato.files import make_folder, write_atomic
+from sfumato.kinds import MediaKind, kind_of
+from sfumato.kinds.base import npy
 from sfumato.modelfolder import WEIGHTS, find_folder
 from sfumato.pipeline import Pipeline, Plan, Sampling
 from sfumato.registry import members
@@ -35,7 +40,7 @@ from sfumato.train.progress import Terminal
 
 _KEYS = (
     "n", "seed", "steps", "guidance", "threshold", "solver", "grid", "label", "number", "prompt", "negative", "batch",
-    "dtype", "tile", "slice", "offload",
+    "dtype", "tile", "slice", "offload", "format", "best_of", "judge", *EDITS,
 )  # fmt: skip
 _EACH = 4  # samples of each prompt or class
 _FREE = 16  # samples of a model that is asked by nothing
@@ -46,18 +51,31 @@ _SETTINGS = "samples.json"
 @final
 @dataclass(frozen=True)
 class _Job:
-    """All samples of a command. names: file names, one a sample. settings: what all of them share, to be compared."""
+    """All samples of a command. names: file names, one a sample. settings: what all of them share, to be compared.
+
+    options: how they are written, by the settings of their kind of media. each: samples of a prompt. drawn: the samples
+    themselves, where they were chosen among candidates. edit: what they begin with, if anything.
+    """
 
     pipeline: Pipeline
     plan: Plan
     names: tuple[str, ...]
     settings: dict[str, Any]
     batch: int
+    options: Mapping[str, str]
+    each: int
+    drawn: torch.Tensor | None = None
+    edit: Edit | None = None
+    began: float = field(default_factory=time.monotonic)
 
     @property
-    def pictures(self) -> bool:
-        """Whether samples are PNG files; else they are arrays."""
-        return _is_picture(self.pipeline.model.info)
+    def info(self) -> DataInfo:
+        return self.pipeline.model.info
+
+    @property
+    def kind(self) -> MediaKind:
+        """How samples are shown and written."""
+        return kind_of(self.info)
 
 
 def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, as_json: bool) -> None:
@@ -66,9 +84,14 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
     folder = find_folder(find_model(source))
     choose_device(device)
     pipeline = _with_settings(Pipeline.from_pretrained(folder), settings)
-    job = _job(pipeline, folder, prompts, settings)
+    settings = timed(settings, pipeline.model.info)
+    many = best_of(settings)
+    judge = open_judge(settings, folder, pipeline) if many > 1 else None
+    job = _job(pipeline, folder, prompts, settings, many)
     try:
         pipeline.to(choose_device(device), settings.get("dtype"))
+        if judge is not None:
+            job = _chosen(job, judge.to(pipeline.model.device), many)
         if out is not None and out.suffix:
             _to_file(job, _checked_file(out, job), as_json)
             return
@@ -82,7 +105,8 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
 
 def _with_settings(pipeline: Pipeline, settings: Mapping[str, str]) -> Pipeline:
     """The pipeline with the settings of solver, grid, guidance and threshold changed."""
-    check_keys({k: v for k, v in settings.items() if "." not in k}, _KEYS, "sample")
+    keys = (*_KEYS, *kind_of(pipeline.model.info).options)
+    check_keys({k: v for k, v in settings.items() if "." not in k}, keys, "sample")
     spec: Spec[Sampling] = as_spec(pipeline.sampling)
     for key in ("steps", "solver", "grid", "threshold", *(("guidance",) if _names_guidance(settings) else ())):
         if key in settings:
@@ -114,8 +138,10 @@ def _names_guidance(settings: Mapping[str, str]) -> bool:
     return False
 
 
-def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping[str, str]) -> _Job:
+def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping[str, str], many: int) -> _Job:
+    """What is to be drawn. many: candidates for each sample."""
     prompts = [*prompts, *([settings["prompt"]] if "prompt" in settings else [])]
+    check_styles(pipeline.trained, prompts)
     label: list[int | str] | None = [*settings["label"].split(",")] if "label" in settings else None
     number = numbers(settings, "number")
     named = _names_guidance(settings)
@@ -131,7 +157,7 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
         label=label,
         number=number,
         negative_prompt=settings.get("negative"),
-        n=count,
+        n=count * many,
         seed=seed,
         guidance_scale=scale,
         guidance=pipeline.sampling.guidance if named else None,
@@ -141,11 +167,24 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
         **as_spec(pipeline.sampling).to_dict(),
         **{k: plan.settings[k] for k in ("solver", "grid", "guidance_scale", "negative_prompt") if k in plan.settings},
     }
-    names = _names(plan, ".png" if _is_picture(info) else ".npy")
+    kind = kind_of(info)
+    options = {key: kind.check_option(key, settings[key]) for key in kind.options if key in settings}
+    edit, edited = read_edit(settings, info)
+    shared |= options | edited
+    names = _names(plan, _suffix(kind, info, settings))
     batch = whole_number(settings, "batch", 64)
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1")
-    return _Job(pipeline, plan, names, shared, batch)
+    return _Job(pipeline, plan, names, shared, batch, options, count, edit=edit)
+
+
+def _chosen(job: _Job, judge: Aligner, many: int) -> _Job:
+    """The job with the samples that fit their prompts best, one of `many` candidates, already drawn."""
+    made = torch.cat([part for _, part in _drawn(job, list(range(len(job.names))))])
+    rows, _ = ranked(judge, made, job.plan.request.texts, many)
+    settings = {**job.settings, "best_of": many, "judge": judge.sha256}
+    names = tuple(job.names[i] for i in rows)
+    return replace(job, plan=job.plan.take(rows), names=names, settings=settings, drawn=made[rows])
 
 
 def _seeds(settings: Mapping[str, str], prompts: int, usual: int) -> tuple[int | list[int], int]:
@@ -173,8 +212,15 @@ def _weights_of(folder: Path) -> str:
     return str(manifest["files"][WEIGHTS]["sha256"])
 
 
-def _is_picture(info: DataInfo) -> bool:
-    return info.kind == "image" and len(info.shape) == 3 and info.shape[0] <= 4
+def _suffix(kind: MediaKind, info: DataInfo, settings: Mapping[str, str]) -> str:
+    """Of the files of a folder: `format=`, or what this kind of media is usually written as."""
+    if "format" not in settings:
+        return kind.usual(info)
+    wanted = "." + settings["format"].lower().lstrip(".")
+    if wanted not in kind.suffixes:
+        known = ", ".join(suffix[1:] for suffix in kind.suffixes)
+        raise UserError(f"format={settings['format']}: {kind.noun} are written as {known}")
+    return wanted
 
 
 def _names(plan: Plan, suffix: str) -> tuple[str, ...]:
@@ -212,10 +258,16 @@ def _too_much(job: _Job, settings: Mapping[str, str], device: torch.device) -> s
 
 
 def _checked_file(out: Path, job: _Job) -> Path:
-    wanted = (".png", ".npy")
-    if out.suffix.lower() not in wanted:
+    wanted = tuple(dict.fromkeys((".png", ".npy", *job.kind.suffixes)))
+    suffix = out.suffix.lower()
+    if suffix not in wanted:
         raise UserError(
             f"-o {out}: samples are written as {' or '.join(wanted)}, or into a folder (a name without a dot)"
+        )
+    if len(job.names) > 1 and suffix not in (".png", ".npy"):
+        raise UserError(
+            f"-o {out}: holds one sample, and {len(job.names)} are asked for; set n=1, or give a folder and "
+            f"format={suffix[1:]}"
         )
     if out.is_dir():
         raise UserError(f"-o {out}: a folder is in its place; choose another name")
@@ -254,25 +306,23 @@ def _short(value: Any) -> str:
 
 
 def _to_file(job: _Job, out: Path, as_json: bool) -> None:
-    began = time.monotonic()
     parts = [made for _, made in _drawn(job, list(range(len(job.names))))]
     made = torch.cat(parts)
-    if out.suffix.lower() == ".npy":
-        write_atomic(_with_parent(out), _npy(made.numpy()))
-    elif made.ndim == 2:
-        media.save_png(media.scatter(made), out, _text(job, None))
-    elif len(made) == 1:
-        media.save_png(media.to_image(made[0]), out, _text(job, 0))
+    suffix, kind = out.suffix.lower(), job.kind
+    if suffix == ".npy":
+        write_atomic(_with_parent(out), npy(made.numpy()))
+    elif suffix != ".png":
+        write_atomic(_with_parent(out), kind.encode(made[0], job.info, suffix, _text(job, 0), job.options))
+    elif len(made) == 1 and made.ndim > 2:
+        media.save_png(kind.picture(made[0], job.info), out, _text(job, 0))
     else:
-        shown = [media.to_image(item) for item in made]
         texts = job.plan.request.texts
         captions = texts if any(texts) else None
-        media.save_png(media.grid(shown, _grid_columns(job), captions), out, _text(job, None))
-    _report(job, {"out": str(out), "written": len(made), "already_there": 0, "files": [str(out)]}, began, as_json)
+        media.save_png(kind.sheet(list(made), job.info, _grid_columns(job), captions), out, _text(job, None))
+    _report(job, {"out": str(out), "written": len(made), "already_there": 0, "files": [str(out)]}, as_json)
 
 
 def _to_folder(job: _Job, out: Path, as_json: bool) -> None:
-    began = time.monotonic()
     if out.exists() and not out.is_dir():
         raise UserError(f"-o {out}: a file is in its place; choose another folder")
     different = _differences(out, job) if out.is_dir() else None
@@ -284,12 +334,13 @@ def _to_folder(job: _Job, out: Path, as_json: bool) -> None:
     if different is None:
         content = {"sfumato": __version__, "model": job.pipeline.trained.get("run"), "settings": job.settings}
         write_atomic(out / _SETTINGS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    missing = [i for i, name in enumerate(job.names) if not _complete(out / name)]
-    done = 0
+    missing = [i for i, name in enumerate(job.names) if not job.kind.is_whole(out / name)]
+    done, sheet = 0, dict[int, torch.Tensor]()
     try:
         for rows, made in _drawn(job, missing):
             for i, item in zip(rows, made):
                 _write(job, i, item, out / job.names[i])
+                sheet |= {i: item} if i < _SHEET else {}
                 done += 1
     except KeyboardInterrupt:
         there = len(job.names) - len(missing) + done
@@ -298,13 +349,16 @@ def _to_folder(job: _Job, out: Path, as_json: bool) -> None:
         ) from None
     found: dict[str, Any] = {"out": str(out), "written": len(missing), "already_there": len(job.names) - len(missing)}
     if len(job.names) > 1:
-        found["grid"] = str(_write_grid(job, out))
-    _report(job, {**found, "files": [str(out / name) for name in job.names]}, began, as_json)
+        found["grid"] = str(_write_grid(job, out, sheet))
+    _report(job, {**found, "files": [str(out / name) for name in job.names]}, as_json)
 
 
 def _drawn(job: _Job, rows: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
     """(rows, their media), batch by batch, with progress on standard error."""
     if not rows:
+        return
+    if job.drawn is not None:
+        yield rows, job.drawn[rows]
         return
     display, began, done = Terminal(Console(stderr=True, highlight=False)), time.monotonic(), 0
 
@@ -315,7 +369,13 @@ def _drawn(job: _Job, rows: list[int]) -> Iterator[tuple[list[int], torch.Tensor
         display.update(share, int(share * len(rows)), spent / share - spent, None, len(rows) * share / spent)
 
     try:
-        for made in job.pipeline.run(job.plan.take(rows), job.batch, on_step):
+        plan, edit = job.plan.take(rows), job.edit
+        drawn = (
+            job.pipeline.run(plan, job.batch, on_step)
+            if edit is None
+            else run_edit(job.pipeline, plan, edit, job.batch, on_step)
+        )
+        for made in drawn:
             yield rows[done : done + len(made)], made
             done += len(made)
     finally:
@@ -323,10 +383,7 @@ def _drawn(job: _Job, rows: list[int]) -> Iterator[tuple[list[int], torch.Tensor
 
 
 def _write(job: _Job, i: int, item: torch.Tensor, file: Path) -> None:
-    if job.pictures:
-        media.save_png(media.to_image(item), file, _text(job, i), sync=False)
-    else:
-        write_atomic(file, _npy(item.numpy()), sync=False)
+    write_atomic(file, job.kind.encode(item, job.info, file.suffix, _text(job, i), job.options), sync=False)
 
 
 def _text(job: _Job, i: int | None) -> dict[str, str]:
@@ -350,37 +407,22 @@ def _text(job: _Job, i: int | None) -> dict[str, str]:
     }
 
 
-def _complete(file: Path) -> bool:
-    """Whether a file is there to its end. Files are renamed into place when they are whole; this notices a copy cut short."""
-    try:
-        if file.suffix == ".npy":
-            np.load(file, mmap_mode="r", allow_pickle=False)
-            return True
-        with file.open("rb") as stream:
-            stream.seek(-8, io.SEEK_END)
-            return stream.read(4) == b"IEND"
-    except (OSError, ValueError):
-        return False
-
-
-def _write_grid(job: _Job, out: Path) -> Path:
+def _write_grid(job: _Job, out: Path, made: dict[int, torch.Tensor]) -> Path:
+    """A sheet of the first samples: those just `made`, and from their files those that were there."""
     names = job.names[:_SHEET]
-    shown = [Image.open(out / name) if job.pictures else media.to_image(np.load(out / name)) for name in names]
-    texts = job.plan.request.texts[:_SHEET]
-    sheet = media.grid(shown, _grid_columns(job), texts if any(texts) else None)
+    found = [made[i] if i in made else job.kind.read(out / name, job.info) for i, name in enumerate(names)]
+    items = {i: item for i, item in enumerate(found) if item is not None}
+    if not items:  # nothing new, and a format that is not read back: the sheet is there
+        return out / "grid.png"
+    texts = [job.plan.request.texts[i] for i in items]
+    sheet = job.kind.sheet([*items.values()], job.info, _grid_columns(job), texts if any(texts) else None)
     return media.save_png(sheet, out / "grid.png", _text(job, None))
 
 
 def _grid_columns(job: _Job) -> int | None:
     """A row for each prompt where that looks well."""
-    n = int(job.plan.settings["n"])
+    n = job.each
     return n if 1 < n <= 12 and n < len(job.names) else None
-
-
-def _npy(array: np.ndarray[Any, Any]) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=False)
-    return stream.getvalue()
 
 
 def _with_parent(file: Path) -> Path:
@@ -388,8 +430,8 @@ def _with_parent(file: Path) -> Path:
     return file
 
 
-def _report(job: _Job, found: Mapping[str, Any], began: float, as_json: bool) -> None:
-    seconds = time.monotonic() - began
+def _report(job: _Job, found: Mapping[str, Any], as_json: bool) -> None:
+    seconds = time.monotonic() - job.began
     if as_json:
         run = job.pipeline.trained.get("run")
         say_json({"model": run, "n": len(job.names), **found, "seconds": round(seconds, 2), "settings": job.settings})

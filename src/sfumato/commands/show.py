@@ -10,7 +10,7 @@ from typing import Any
 from sfumato.commands.say import facts, say, say_json, size
 from sfumato.commands.words import RUNS, find_model, split_words
 from sfumato.errors import UserError, did_you_mean
-from sfumato.modelfolder import CONFIG, find_folder, read_config
+from sfumato.modelfolder import CONFIG, find_folder, read_config, shipped
 from sfumato.recipes import dials, find_recipe, load_recipe, recipes
 from sfumato.registry import Registered, families, find, members
 from sfumato.samplers import Solver
@@ -33,7 +33,7 @@ def show(what: str, words: Sequence[str], *, as_json: bool) -> None:
         _members(family, {plain[0]: find(family, plain[0])} if plain else members(family), as_json)
         return
     folder = find_model(what)
-    if not folder.exists():
+    if not folder.exists() and what not in shipped():
         regular = {f"{name}s" for name in families()} - {f"{name}s" for name in _PLURALS.values()}
         known = [*_PLURALS, *_ALIASES, *regular, "recipes", "recipe"]
         raise UserError(
@@ -136,6 +136,9 @@ def _model(path: Path, as_json: bool) -> None:
     if as_json:
         say_json({"model": str(folder), **config})
         return
+    if "autoencoder" in config:
+        _autoencoder(folder, config)
+        return
     model, info = config.get("model", {}), config.get("model", {}).get("info", {})
     conditioner = model.get("conditioner")
     trained = {k: str(v) for k, v in (config.get("trained") or {}).items() if isinstance(v, str | int | float)}
@@ -150,6 +153,25 @@ def _model(path: Path, as_json: bool) -> None:
                 "sampling": _inline(config.get("sampling")),
                 **trained,
                 "files": f"{CONFIG}, {weights.name} ({size(weights.stat().st_size) if weights.is_file() else 'missing'})",
+            }
+        )
+    )
+
+
+def _autoencoder(folder: Path, config: dict[str, Any]) -> None:
+    """The settings of an autoencoder's folder."""
+    codec, info = config["autoencoder"]["codec"], config["autoencoder"]["info"]
+    trained = {k: str(v) for k, v in (config.get("trained") or {}).items() if isinstance(v, str | int | float)}
+    shape = " x ".join(map(str, info["shape"]))
+    about = {"autoencoder of": f"{info['kind']} of shape {shape}", "network": _inline(codec["autoencoder"])}
+    say(str(folder))
+    say(
+        facts(
+            {
+                **about,
+                "works on": _inline(codec.get("inner") or "the media's own codec"),
+                "sha256": config["sha256"],
+                **trained,
             }
         )
     )

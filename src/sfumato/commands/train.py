@@ -16,7 +16,7 @@ from sfumato.commands.say import duration, facts, say, say_json, size
 from sfumato.commands.words import RUNS, find_run, only_settings, run_names
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
-from sfumato.recipes import Prepared, Recipe, check_init, load_recipe, prepare, recipes, slug, start
+from sfumato.recipes import AnyPrepared, Prepared, Recipe, check_init, load_recipe, prepare_any, recipes, slug, start
 from sfumato.spec import Spec, dump_yaml
 from sfumato.train import Estimate, Result, Run, Silent, Terminal
 from sfumato.train.device import choose_device, choose_precision
@@ -39,7 +39,7 @@ def train(
     if dry_run:
         _dry_run(spec, run, device, as_json)
         return
-    prepared = prepare(spec, None if fresh else run)
+    prepared = prepare_any(spec, None if fresh else run)
     if not fresh:
         run.check_settings(dict(spec.leaves()))
     main = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks
@@ -74,7 +74,7 @@ def _folder_name(name: str) -> str:
 
 
 def _dry_run(spec: Spec[Recipe], run: Run, device: str, as_json: bool) -> None:
-    prepared = prepare(spec)
+    prepared = prepare_any(spec)
     cost = prepared.estimate(device)
     if as_json:
         say_json(
@@ -137,9 +137,9 @@ def _time_line(cost: Estimate) -> str:
     return f"{seconds:.3g} s a step, {duration(60 * minutes)} for {cost.samples or 0:,} samples"
 
 
-def _header(prepared: Prepared, run: Run, device: str) -> str:
+def _header(prepared: AnyPrepared, run: Run, device: str) -> str:
     """Everything that is worth knowing before waiting."""
-    recipe, model = prepared.recipe, prepared.task.model
+    recipe = prepared.recipe
     chosen = choose_device(device)
     dtype = str(choose_precision(recipe.train.precision, chosen)).removeprefix("torch.")
     hardware = f"{torch.get_num_threads()} threads" if chosen.type == "cpu" else ""
@@ -147,11 +147,10 @@ def _header(prepared: Prepared, run: Run, device: str) -> str:
         hardware = torch.cuda.get_device_name(chosen)
     train = recipe.train
     budget = f"{train.minutes:g} minutes" if train.minutes is not None else f"{train.samples or 0:,} samples"
-    count = sum(p.numel() for p in model.parameters())
     return f"{recipe.title}\n" + facts(
         {
             "data": _data_line(prepared),
-            "model": f"{recipe.network.cls.kind}, {count:,} parameters, {_asked(prepared)}",
+            "model": _model_line(prepared) if isinstance(prepared, Prepared) else prepared.in_words(),
             "device": ", ".join(filter(None, (str(chosen), hardware, dtype))),
             "budget": f"{budget}, batches of {train.batch}",
             "run": f"{run.folder}{_progress(run)}",
@@ -160,8 +159,13 @@ def _header(prepared: Prepared, run: Run, device: str) -> str:
     )
 
 
-def _data_line(prepared: Prepared) -> str:
-    data, info = prepared.data, prepared.spec.info
+def _model_line(prepared: Prepared) -> str:
+    count = sum(p.numel() for p in prepared.task.model.parameters())
+    return f"{prepared.recipe.network.cls.kind}, {count:,} parameters, {_asked(prepared)}"
+
+
+def _data_line(prepared: AnyPrepared) -> str:
+    data, info = prepared.data, prepared.data.info
     held_out = int(data.held_out_mask().sum())
     shape = " x ".join(map(str, info.shape))
     said = f"{data.kind}: {len(data) - held_out:,} items of {shape} to train on, {held_out:,} held out"
@@ -195,13 +199,15 @@ def _summary(result: Result, run: Run) -> dict[str, Any]:
     }
 
 
-def _closing(result: Result, prepared: Prepared, run: Run) -> str:
+def _closing(result: Result, prepared: AnyPrepared, run: Run) -> str:
     return f"trained for {duration(result.seconds)} on {result.samples:,} samples, loss {result.loss:.4f}\n" + facts(
         {
             "pictures": str(run.samples),
             "report": str(run.report),
             "model": str(run.model),
-            "next": next_command(run.folder, prepared.spec.info, prepared),
+            "next": next_command(run.folder, prepared.spec.info, prepared)
+            if isinstance(prepared, Prepared)
+            else prepared.next_command(run.folder),
         }
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.conditioners.base import Conditioner
+from sfumato.conditioners.prompt import Weighted, clean, padded, reweigh
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
@@ -51,6 +52,8 @@ class TextBlock(nn.Module):
 class Text(Conditioner, name="text"):
     """UTF-8 bytes through a small transformer. Reads `caption`: B texts; an empty one means 'anything'.
 
+    A text is tidied first (`prompt.clean`), and a blank one is an empty one. In a prompt, `(word:1.3)` weighs the tokens of
+    a word (`prompt.reweigh`).
     Gives `tokens` (B, L, width) with their mask, L = the longest text of the batch in bytes rounded up to a multiple
     of 8, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
     Each byte is embedded with the byte sequences of 2 to `ngrams` that end at it, hashed into a table of `buckets` rows:
@@ -107,15 +110,12 @@ class Text(Conditioner, name="text"):
         ids = torch.full((len(coded), -(-longest // _ROUND) * _ROUND), _PAD, dtype=torch.int64)
         for row, code in zip(ids, coded):
             row[: len(code)] = torch.tensor(code)
-        return {"caption": ids}
+        if not any(isinstance(text, Weighted) for text in column):
+            return {"caption": ids}
+        return {"caption": ids, "weights": padded([_byte_weights(text) for text in column], ids.shape[1])}
 
-    def _bytes(self, text: object) -> list[int]:
-        if not isinstance(text, str):
-            raise UserError(f"a caption must be text, not {text!r}")
-        try:
-            code = list(text.encode("utf-8"))
-        except UnicodeEncodeError:
-            raise UserError(f"the prompt {text!r} holds characters that are not valid Unicode text") from None
+    def _bytes(self, text: str) -> list[int]:
+        code = list((text if isinstance(text, Weighted) else clean(text)).encode("utf-8"))
         if len(code) > self.length:
             start = text if len(text) <= 40 else text[:40] + "..."
             raise UserError(
@@ -133,6 +133,8 @@ class Text(Conditioner, name="text"):
             x = layer(x, rope, mask)
         real = mask[:, :, None].to(x.dtype)
         tokens = self.norm(x) * real
+        if "weights" in prepared:
+            tokens = reweigh(tokens, prepared["weights"], mask)
         return Cond(vector=self.pool(tokens.sum(1) / real.sum(1)), tokens=tokens, mask=mask)
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -144,5 +146,12 @@ class Text(Conditioner, name="text"):
         return x / math.sqrt(self.ngrams)
 
     def null(self, n: int) -> Cond:
-        one = self({"caption": torch.tensor([[_NULL]], device=self.table.weight.device)})
+        one = self({"caption": torch.full((1, 1), _NULL, device=self.table.weight.device)})
         return Cond(*(None if p is None else p.expand(n, *p.shape[1:]) for p in (one.vector, one.tokens, one.mask)))
+
+
+def _byte_weights(text: str) -> list[float]:
+    """The weight of every byte of a text: that of its character."""
+    if not isinstance(text, Weighted):
+        return []
+    return [weight for character, weight in zip(text, text.weights) for _ in character.encode("utf-8")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, final
 
 import torch
@@ -34,7 +35,9 @@ class NetDenoiser(nn.Module):
     """A network, read through a parameterization, as a denoiser.
 
     learned_variance: the network gives twice the channels, the second half for the variance of a reverse step (see
-    `with_variance`). Refuses a parameterization that divides by alpha on a process whose alpha reaches 0.
+    `with_variance`). self_conditioned: the network also sees an earlier estimate of x0 in C further input channels, the last
+    ones of `concat`; zeros where there is none yet (see `SelfConditioned`). Refuses a parameterization that divides by alpha
+    on a process whose alpha reaches 0.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class NetDenoiser(nn.Module):
         parameterization: Parameterization,
         *,
         learned_variance: bool = False,
+        self_conditioned: bool = False,
     ) -> None:
         super().__init__()
         if parameterization.divides_by_alpha and float(process.alpha(torch.ones((), dtype=torch.float64))) == 0:
@@ -55,12 +59,26 @@ class NetDenoiser(nn.Module):
         self.process = process  # a learned one is a module, and becomes a part of this one
         self.parameterization = parameterization
         self.learned_variance = learned_variance
+        self.self_conditioned = self_conditioned
+
+    def through(self, network: Network) -> NetDenoiser:
+        """The same reading of another network."""
+        return NetDenoiser(
+            network,
+            self.process,
+            self.parameterization,
+            learned_variance=self.learned_variance,
+            self_conditioned=self.self_conditioned,
+        )
 
     def asked(
-        self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None = None
+        self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None = None, estimate: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """F and v of `with_variance`, each (B, *S), at coefficients of x_t's type and device, shapes a prefix of x_t's."""
-        out = self._asked(x_t, lift(c_in, x_t), c_noise, cond)
+        """F and v of `with_variance`, each (B, *S), at coefficients of x_t's type and device, shapes a prefix of x_t's.
+
+        estimate: an earlier one of x0 (B, *S), of a self-conditioned denoiser.
+        """
+        out = self._asked(x_t, lift(c_in, x_t), c_noise, cond, estimate)
         if not self.learned_variance:
             return out, None
         mean, v = out.chunk(2, 1)
@@ -82,10 +100,20 @@ class NetDenoiser(nn.Module):
         out, c = self.raw(x_t, t, cond)
         return torch.addcmul(lift(c.c_skip, x_t) * x_t, lift(c.c_out, x_t), out.to(x_t.dtype))
 
-    def _asked(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None) -> Tensor:
+    def recall(self, x_t: Tensor, t: Tensor, cond: Cond | None, estimate: Tensor | None) -> Tensor:
+        """E[x0 | x_t] (B, *S) of a self-conditioned denoiser told an earlier `estimate` (B, *S), None for none yet."""
+        c = self.parameterization.coeffs(*self.process.scales(t))
+        out, _ = self.asked(x_t, lift(c.c_in, x_t), lift(c.c_noise, x_t).reshape(t.shape), cond, estimate)
+        return torch.addcmul(lift(c.c_skip, x_t) * x_t, lift(c.c_out, x_t), out.to(x_t.dtype))
+
+    def _asked(
+        self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, cond: Cond | None, estimate: Tensor | None = None
+    ) -> Tensor:
         weight = next(
             self.network.parameters(), x_t
         )  # a network of half precision; the solver goes on in x_t's own type
+        if self.self_conditioned:
+            cond = _recalling(cond, torch.zeros_like(x_t) if estimate is None else estimate)
         out: Tensor = self.network((c_in * x_t).to(weight.dtype), c_noise, cond)
         return out
 
@@ -129,3 +157,49 @@ class NetDenoiser(nn.Module):
                 "this model has no learned variance; train it with objective=hybrid, or use a fixed variance"
             )
         return torch.addcmul(lift(c.c_skip, x_t) * x_t, lift(c.c_out, x_t), out.to(x_t.dtype)), v
+
+
+@final
+class SelfConditioned:
+    """A denoiser around `inner` that is told what it last said of x0: `estimate` (B, *S), None before it has said anything.
+
+    Whoever walks with it sets `estimate` before an evaluation and keeps what it should be next; `samplers.sample` does, in
+    the state of the walk, so that requests at different steps share a batch. It is the innermost denoiser: guidance around it
+    asks for several passes at once, [x, x], and each is told the same, row i that of sample i modulo B.
+    Chen, Zhang & Hinton, "Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning", 2022,
+    algorithm 2. https://arxiv.org/abs/2208.04202
+    """
+
+    def __init__(self, inner: NetDenoiser) -> None:
+        self.inner = inner
+        self.estimate: Tensor | None = None
+
+    @property
+    def process(self) -> Process:
+        """That of the inner denoiser."""
+        return self.inner.process
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        told = self.estimate
+        if told is not None and len(told) != len(x_t):
+            told = told.repeat(len(x_t) // len(told), *[1] * (told.ndim - 1))
+        return self.inner.recall(x_t, t, cond, told)
+
+
+def recalling(denoiser: NetDenoiser) -> Denoiser:
+    """The denoiser as it is walked with: told its own estimates if it has learned to use them."""
+    return SelfConditioned(denoiser) if denoiser.self_conditioned else denoiser
+
+
+def self_conditioned(denoiser: object) -> SelfConditioned | None:
+    """The one inside of all guidance, if there is one."""
+    while denoiser is not None and not isinstance(denoiser, SelfConditioned):
+        denoiser = getattr(denoiser, "inner", None)
+    return denoiser
+
+
+def _recalling(cond: Cond | None, estimate: Tensor) -> Cond:
+    """A condition with an estimate as its last channels."""
+    cond = Cond() if cond is None else cond
+    before = [] if cond.concat is None else [cond.concat.to(estimate)]
+    return replace(cond, concat=torch.cat([*before, estimate], 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
@@ -15,21 +14,25 @@ Column = Tensor | Sequence[str]
 class DataInfo:
     """What every item of a data set looks like.
 
-    shape: (C, *S) of one item. kind: `image` (uint8, shown as pictures) or `array` (float32, any rank).
+    shape: (C, *S) of one item. kind: `image` (uint8, shown as pictures), `array` (float32, any rank), or another
+    `MediaKind` (`sfumato.kinds`).
     labels: class names, index = label; empty if there are none. captions: whether items have a caption.
-    numbers: names of the numeric columns.
+    numbers: names of the numeric columns. rate: samples a second along the last axis, for sounds; else 0.
+    encoded: sha256 of the autoencoder whose latents the items are, of media as described by the rest; "" for media.
     """
 
     shape: tuple[int, ...]
-    kind: Literal["image", "array"] = "image"
+    kind: str = "image"
     labels: tuple[str, ...] = ()
     captions: bool = False
     numbers: tuple[str, ...] = ()
+    rate: int = 0
+    encoded: str = ""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B items. media: (B, C, *S), uint8 for images, float32 for arrays.
+    """B items. media: (B, C, *S), uint8 or float32, as its kind says.
 
     conditions: by column: `label` (B,) int64, `caption` B strings, `number` (B, K) float32.
     """

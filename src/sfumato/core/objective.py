@@ -17,6 +17,7 @@ from sfumato.core.process import lift, on_device
 from sfumato.core.random import Draws, training_noise
 from sfumato.core.times import Times, UniformTimes
 from sfumato.core.weighting import Unit, Weighting
+from sfumato.errors import UserError
 from sfumato.registry import Registered
 
 
@@ -39,6 +40,11 @@ class Objective(Registered, ABC, family="objective"):
     """A loss of a denoiser on clean data."""
 
     learns_variance: ClassVar[bool] = False  # then the network is built with twice the outputs
+
+    @property
+    def self_conditions(self) -> bool:
+        """Whether it teaches the network to use an earlier estimate of its own; it is then built with room for one."""
+        return False
 
     @abstractmethod
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
@@ -69,6 +75,9 @@ class DenoisingLoss(Objective, name="denoising"):
 
     The mean is over all elements of a sample. Times are drawn with low discrepancy over consecutive samples.
     coupling: which noise goes with which sample of a batch; None: as drawn, independently.
+    self_conditioning: share of the samples for which the network is first asked for an estimate of x0, without gradients, and
+    then told it; the others are told zeros. 0.5 is usual, 0 leaves it out. Cost: one more forward pass, a third of a step.
+    Chen et al., "Analog Bits", 2022, algorithm 1.
     With weighting `sigma-squared` it is denoising score matching for any parameterization.
     Vincent 2011 (denoising score matching); Ho et al. 2020, eq. 14; the common form: Karras et al. 2022, eq. 8.
     """
@@ -76,6 +85,17 @@ class DenoisingLoss(Objective, name="denoising"):
     times: Times = field(default_factory=UniformTimes)
     weighting: Weighting = field(default_factory=Unit)
     coupling: Coupling | None = None
+    self_conditioning: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.self_conditioning <= 1:
+            raise UserError(
+                f"self_conditioning = {self.self_conditioning}: must be a share of the samples, from 0 to 1"
+            )
+
+    @property
+    def self_conditions(self) -> bool:
+        return self.self_conditioning > 0
 
     @property
     def separable(self) -> bool:
@@ -84,16 +104,20 @@ class DenoisingLoss(Objective, name="denoising"):
     def __call__(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, draws: Draws) -> Loss:
         t = self.times(denoiser.process, draws.spread("times"))
         eps = training_noise(on_device(draws.keys(), x0.device), x0.shape[1:])
-        return self.at(denoiser, x0, cond, t, eps if self.coupling is None else self.coupling(x0, eps))
+        eps = eps if self.coupling is None else self.coupling(x0, eps)
+        return self._at(denoiser, x0, cond, t, eps, self._told(draws))
 
     def at(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, t: Tensor, eps: Tensor) -> Loss:
-        """The same at given times (B,) and noise (B, *S): for held-out losses, where both are fixed."""
-        terms = on_device(self._terms(denoiser, t).to(x0.dtype), x0.device)
+        """The same at given times (B,) and noise (B, *S), told nothing: for held-out losses, where all is fixed."""
+        return self._at(denoiser, x0, cond, t, eps, torch.zeros_like(t))
+
+    def _at(self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, t: Tensor, eps: Tensor, told: Tensor) -> Loss:
+        terms = on_device(self._terms(denoiser, t, told).to(x0.dtype), x0.device)
         return Loss(*self._compute(denoiser, x0, cond, eps, terms), t)
 
     def plan(self, denoiser: NetDenoiser, draws: Draws) -> Planned:
         t = self.times(denoiser.process, draws.spread("times"))
-        return Planned({"terms": self._terms(denoiser, t).float(), "keys": draws.keys()}, t)
+        return Planned({"terms": self._terms(denoiser, t, self._told(draws)).float(), "keys": draws.keys()}, t)
 
     def compute(
         self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, planned: Mapping[str, Tensor]
@@ -101,20 +125,29 @@ class DenoisingLoss(Objective, name="denoising"):
         eps = training_noise(planned["keys"], x0.shape[1:])
         return self._compute(denoiser, x0, cond, eps, planned["terms"])
 
-    def _terms(self, denoiser: NetDenoiser, t: Tensor) -> Tensor:
-        """alpha, sigma, c_in, c_noise, k_x0, k_eps and the weight at times (B,): (7, B) float64."""
+    def _told(self, draws: Draws) -> Tensor:
+        """1 for samples that are told an estimate, else 0: (B,) float64."""
+        return (draws.uniform("self-conditioning") < self.self_conditioning).double()
+
+    def _terms(self, denoiser: NetDenoiser, t: Tensor, told: Tensor) -> Tensor:
+        """alpha, sigma, c_in, c_noise, k_x0, k_eps and the weight at times (B,), and c_skip, c_out, told: (10, B) float64."""
         alpha, sigma = denoiser.process.scales(t)
         c = denoiser.parameterization.coeffs(alpha, sigma)
         weight = self.weighting(denoiser.process, t, c)
-        parts = (alpha, sigma, c.c_in, c.c_noise, c.k_x0, c.k_eps, weight)
+        parts = (alpha, sigma, c.c_in, c.c_noise, c.k_x0, c.k_eps, weight, c.c_skip, c.c_out, told)
         return torch.stack([part.expand(t.shape) for part in parts])
 
     def _compute(
         self, denoiser: NetDenoiser, x0: Tensor, cond: Cond | None, eps: Tensor, terms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        alpha, sigma, c_in, c_noise, k_x0, k_eps, weight = terms.unbind(0)
+        alpha, sigma, c_in, c_noise, k_x0, k_eps, weight, c_skip, c_out, told = terms.unbind(0)
         x_t = lift(alpha, x0) * x0 + lift(sigma, x0) * eps
-        out, _ = denoiser.asked(x_t, c_in, c_noise, cond)
+        estimate = None
+        if self.self_conditions and denoiser.self_conditioned:
+            with torch.no_grad():
+                first, _ = denoiser.asked(x_t, c_in, c_noise, cond)
+                estimate = lift(told, x0) * (lift(c_skip, x0) * x_t + lift(c_out, x0) * first.to(x_t.dtype))
+        out, _ = denoiser.asked(x_t, c_in, c_noise, cond, estimate)
         target = lift(k_x0, x0) * x0 + lift(k_eps, x0) * eps
         error = (out.float() - target.float()).square().flatten(1).mean(1)
         return (lift(weight, error) * error).mean(), error.detach()

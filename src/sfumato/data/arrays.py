@@ -146,7 +146,7 @@ class Arrays(InMemory, name="arrays"):
 
     @cached_property
     def _loaded(self) -> list[tuple[Path, Loaded]]:
-        return [(file, _load(file)) for file in self._files]
+        return [(file, read_npz(file)) for file in self._files]
 
     @cached_property
     def _label_names(self) -> NDArray[Any] | None:
@@ -245,7 +245,8 @@ def _not_image(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int16) if array.dtype == np.uint8 else array
 
 
-def _load(file: Path) -> Loaded:
+def read_npz(file: Path) -> Loaded:
+    """All arrays of an .npz or .npy file (there called `x`); raises UserError for what is none, and for pickles and bombs."""
     try:
         if file.suffix.lower() == ".npy":
             return {"x": np.load(file, mmap_mode="r", allow_pickle=False)}

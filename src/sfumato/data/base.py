@@ -77,6 +77,10 @@ class Data(Registered, ABC, family="data"):
         """Name and reason of those of `indices` (None: of all) for which `fetch` has had to take another item so far."""
         return {}
 
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """What is doubtful about an item that can be read, in a few words each that are the same for all such items."""
+        return ()
+
     def item_digest(self, index: int) -> str:
         """sha256 of what the media of one item are made from, settings included; by default of the media themselves."""
         media = self.fetch([index]).media[0].contiguous()
@@ -155,6 +159,9 @@ class Subset(Data):
         inner = self.indices[asked]
         found = self.data.unreadable(inner)
         return {int(i): found[int(j)] for i, j in zip(asked, inner) if int(j) in found} if found else {}
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        return self.data.remarks(int(self.indices[index]))
 
     def item_digest(self, index: int) -> str:
         return self.data.item_digest(int(self.indices[index]))

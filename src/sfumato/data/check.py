@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
+from sfumato.data.audio import Sounds
 from sfumato.data.base import Data
 from sfumato.data.encoded import Encoded
 from sfumato.data.packed import Packed
@@ -28,7 +29,7 @@ class Report:
     unreadable: name and reason by index. duplicates: groups of indices whose media are the same, all of them in one part.
     leaks: such groups with items in the training and the held-out part. sizes: how many pictures have a size, (height,
     width) before scaling. labels: items of every class. without_caption: items with no caption where others have one.
-    changed: what a packed folder's manifest says is not as it was written.
+    changed: what a packed folder's manifest says is not as it was written. remarks: what is doubtful, and the items of which it is.
     """
 
     items: int
@@ -40,6 +41,7 @@ class Report:
     labels: dict[str, int] = field(default_factory=dict)
     without_caption: int = 0
     changed: str = ""
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -59,6 +61,7 @@ def check(data: Data, tell: Callable[[int], None] = lambda done: None) -> Report
     groups: dict[bytes, list[int]] = defaultdict(list)
     labels: Counter[int] = Counter()
     sizes: Counter[str] = Counter()
+    remarks: dict[str, list[str]] = defaultdict(list)
     without = 0
     for start in range(0, len(data), _BATCH):
         indices = list(range(start, min(start + _BATCH, len(data))))
@@ -74,6 +77,8 @@ def check(data: Data, tell: Callable[[int], None] = lambda done: None) -> Report
                 labels[int(labelled[row])] += 1
             without += captions is not None and not captions[row]
             sizes.update(_size(data, index))
+            for said in data.remarks(index):
+                remarks[said].append(name_of(data, index))
         tell(indices[-1] + 1)
     held = data.held_out_mask()
     twice = [group for group in groups.values() if len(group) > 1]
@@ -88,12 +93,13 @@ def check(data: Data, tell: Callable[[int], None] = lambda done: None) -> Report
         labels={name: labels[k] for k, name in enumerate(data.info.labels)},
         without_caption=without,
         changed=_changed(data),
+        remarks=dict(sorted(remarks.items())),
     )
 
 
 def name_of(data: Data, index: int) -> str:
     """What messages call an item."""
-    return data.name_of(index) if isinstance(data, Encoded) else f"item {index}"
+    return data.name_of(index) if isinstance(data, Encoded | Sounds) else f"item {index}"
 
 
 def _size(data: Data, index: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Columns:
     numbers: NDArray[np.float32] | None = None
     number_names: tuple[str, ...] = ()
 
-    def info(self, shape: tuple[int, ...], kind: Literal["image", "array"]) -> DataInfo:
+    def info(self, shape: tuple[int, ...], kind: str) -> DataInfo:
         """The description of a set with these columns."""
         return DataInfo(shape, kind, self.names, self.captions is not None, self.number_names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfumato.data.arrays import Arrays
+from sfumato.data.audio_sets import AudioFolder, Clips, holds_clips, holds_sounds
 from sfumato.data.base import Data
 from sfumato.data.cifar10 import Cifar10, find_files
 from sfumato.data.fields import Fields, holds_fields
@@ -14,6 +15,8 @@ from sfumato.data.packed import Packed, is_packed
 from sfumato.data.parquet import Parquet
 from sfumato.data.places import is_address
 from sfumato.data.tar import Tar
+from sfumato.data.voxel_files import holds_models
+from sfumato.data.voxels import SUFFIXES, Voxels, holds_voxels
 from sfumato.errors import UserError, did_you_mean
 from sfumato.registry import members
 from sfumato.spec import Spec, parameters, parse
@@ -27,8 +30,8 @@ def open_data(text: str) -> Spec[Data]:
 
     A registered name that needs no path (`digits`, `shapes`, one of the user's own); an .npz, .npy, .parquet or .tar
     file, or a pattern of the last two; a folder holding packed data, a data set of the `datasets` library, CIFAR-10,
-    parquet files, tar shards, pictures, or one .npy file an item; `hf:NAME` on the Hugging Face hub; an address such as
-    s3://bucket/train-*.tar, of tar shards unless it ends in .parquet.
+    parquet files, tar shards, pictures, sounds, voxel models or meshes, or one .npy file an item; `hf:NAME` on the Hugging
+    Face hub; an address such as s3://bucket/train-*.tar, of tar shards unless it ends in .parquet.
     """
     known = {k: c for k, c in members("data").items() if "path" not in parameters(c)}
     if text in known:
@@ -41,8 +44,14 @@ def open_data(text: str) -> Spec[Data]:
     by_suffix = _BY_SUFFIX.get(path.suffix.lower())
     if path.is_dir():
         return Spec(_kind_of(path), path=text)
+    if by_suffix is Arrays and path.is_file() and holds_clips(path):
+        return Spec(Clips, path=text)
+    if by_suffix is Arrays and path.is_file() and holds_models(path):
+        return Spec(Voxels, path=text)
     if by_suffix is not None and (path.is_file() or "*" in path.name):
         return Spec(by_suffix, path=text)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        raise UserError(f"data = '{text}': is one model; put several into a folder and give that")
     if path.is_file():
         raise UserError(
             f"data = '{text}': .npz, .npy, .parquet and .tar files are read; give one of these or a folder of pictures"
@@ -68,4 +77,8 @@ def _kind_of(folder: Path) -> type[Data]:
             raise UserError(f"data = '{folder}': holds {len(found)} {suffix} files; name one, such as {found[0]}")
         if found:
             return kind
+    if holds_sounds(folder):
+        return AudioFolder
+    if holds_voxels(folder):
+        return Voxels
     return Fields if holds_fields(folder) else Folder

@@ -1,4 +1,4 @@
-"""A folder of pictures: classes by sub-folder, captions beside the pictures or in a metadata file."""
+"""Folders of files that are items: classes by sub-folder, captions beside the files or in metadata. Here: of pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, BinaryIO, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,37 +34,26 @@ _OTHER_PICTURES = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", "
 class _Listing:
     """What lies below a folder: paths relative to it."""
 
-    pictures: list[str] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
     texts: set[str] = field(default_factory=set)
     others: Counter[str] = field(default_factory=Counter)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Folder(Encoded, name="folder"):
-    """Pictures below a folder, in the order of their names.
+class Listed:
+    """What the names below a folder, the texts beside its files and its metadata say of the files: a part of data sets.
 
-    Classes: the first sub-folder, if every picture lies in one and there are two or more. Captions: `name.txt` beside
-    `name.png`, one alternative per line; or `metadata.jsonl` / `metadata.csv` with `file_name` and `caption` (or
-    `text`), `label`, and the columns named in `numbers`. Sub-folders called train and test (or val, validation) are the
-    split. Links to folders are followed, once each.
+    Classes: the first sub-folder, if every file lies in one and there are two or more. Captions: `name.txt` beside the file, one
+    alternative per line; or `metadata.jsonl` / `metadata.csv` with `file_name` and `caption` (or `text`), `label`, and the columns
+    named in `numbers`. Sub-folders called train and test (or val, validation) are the split. Links to folders are followed, once
+    each.
     """
 
     path: str
-    numbers: tuple[str, ...] = ()
-
-    @property
-    def where(self) -> str:
-        return self.path
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def open(self, index: int) -> BinaryIO:
-        try:
-            return Path(self.path, self._names[index]).open("rb")
-        except OSError as error:
-            raise BadPicture(error.strerror or "can't be opened") from None
+    numbers: tuple[str, ...]
+    suffixes: ClassVar[tuple[str, ...]]  # of the files that are items
+    others: ClassVar[tuple[str, ...]]  # of files that could be some, and are not read
+    nouns: ClassVar[tuple[str, str]]  # one of the items, several
+    formats: ClassVar[tuple[str, str]]  # what others are best converted to, all that are read
 
     def name_of(self, index: int) -> str:
         return self._names[index]
@@ -73,18 +62,18 @@ class Folder(Encoded, name="folder"):
         root = Path(self.path)
         return file_digest([*(root / name for name in self._names), *self._metadata_files], root)
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        said = list(super().problems)
+    def _remarks(self) -> list[str]:
+        """What is doubtful about the listing, one sentence each."""
+        said = []
         if self._listing.others:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self._listing.others.items()))
-            said.append(f"{kinds} files are not read; convert them to PNG, JPEG or WebP")
+            said.append(f"{kinds} files are not read; convert them to {self.formats[0]}")
         captions = self.table.captions
         if captions is not None:
             without = sum(not options for options in captions)
             if without:
-                said.append(f"{without} of {len(self)} pictures have no caption")
-        return tuple(said)
+                said.append(f"{without} of {len(self._names)} {self.nouns[1]} have no caption")
+        return said
 
     def own_split(self) -> NDArray[np.bool_] | None:
         if not self._parts:
@@ -109,31 +98,31 @@ class Folder(Encoded, name="folder"):
         root = Path(self.path)
         if not root.is_dir():
             what = "is not a folder" if root.exists() else "there is no such folder"
-            raise UserError(f"{root}: {what}; give a folder of pictures")
+            raise UserError(f"{root}: {what}; give a folder of {self.nouns[1]}")
         listing = _Listing()
         for name in walk(root):
             suffix = f".{name.rpartition('.')[2].lower()}"
-            if suffix in EXTENSIONS:
-                listing.pictures.append(name)
+            if suffix in self.suffixes:
+                listing.items.append(name)
             elif suffix == ".txt":
                 listing.texts.add(name)
-            elif suffix in _OTHER_PICTURES:
+            elif suffix in self.others:
                 listing.others[suffix] += 1
-        if not listing.pictures:
+        if not listing.items:
             others = listing.others
             some = f" ({others.total()} {'/'.join(sorted(others))} files are not read)" if others else ""
-            raise UserError(f"{root}: holds no pictures{some}; put PNG, JPEG, WebP, GIF or BMP files there")
-        listing.pictures.sort()
+            raise UserError(f"{root}: holds no {self.nouns[1]}{some}; put {self.formats[1]} files there")
+        listing.items.sort()
         return listing
 
     @property
     def _names(self) -> list[str]:
-        """Paths of the pictures, relative to the folder."""
-        return self._listing.pictures
+        """Paths of the items, relative to the folder."""
+        return self._listing.items
 
     @cached_property
     def _parts(self) -> tuple[str, ...]:
-        """The split sub-folders (train, test, ...), if the pictures lie in nothing else."""
+        """The split sub-folders (train, test, ...), if the items lie in nothing else."""
         tops = {name.partition("/")[0] if "/" in name else "" for name in self._names}
         if tops <= {*TRAIN_NAMES, *TEST_NAMES} and tops & {*TRAIN_NAMES} and tops & {*TEST_NAMES}:
             return tuple(sorted(tops))
@@ -168,14 +157,14 @@ class Folder(Encoded, name="folder"):
         return found
 
     def _metadata(self) -> dict[str, dict[str, Any]] | None:
-        """The row of every picture that a metadata file names."""
+        """The row of every item that a metadata file names."""
         known = set(self._names)
         rows: dict[str, dict[str, Any]] = {}
         for file in self._metadata_files:
             for number, row in _rows(file):
                 name = row.get("file_name")
                 if not isinstance(name, str) or not name:
-                    raise UserError(f"{file}:{number}: has no file_name; every row names its picture")
+                    raise UserError(f"{file}:{number}: has no file_name; every row names its {self.nouns[0]}")
                 if Path(name).is_absolute() or ".." in Path(name).parts:
                     raise UserError(
                         f"{file}:{number}: file_name '{name}' points outside the folder; give a path inside it"
@@ -184,7 +173,7 @@ class Folder(Encoded, name="folder"):
                 if picture in rows:
                     raise UserError(f"{file}:{number}: '{name}' has a row already; keep one")
                 if picture not in known:
-                    raise UserError(f"{file}:{number}: there is no picture '{name}'; add the file or delete the row")
+                    raise UserError(f"{file}:{number}: there is no {self.nouns[0]} '{name}'; add the file or delete the row")
                 rows[picture] = row
         return rows if self._metadata_files else None
 
@@ -208,6 +197,37 @@ class Folder(Encoded, name="folder"):
             else None
         )
         return Columns(labels, names, captions, numbers, self.numbers)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Folder(Listed, Encoded, name="folder"):
+    """Pictures below a folder, in the order of their names; see `Listed` for classes, captions, numbers and the split."""
+
+    suffixes = EXTENSIONS
+    others = _OTHER_PICTURES
+    nouns = ("picture", "pictures")
+    formats = ("PNG, JPEG or WebP", "PNG, JPEG, WebP, GIF or BMP")
+
+    path: str
+    numbers: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        return self.path
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def open(self, index: int) -> BinaryIO:
+        try:
+            return Path(self.path, self._names[index]).open("rb")
+        except OSError as error:
+            raise BadPicture(error.strerror or "can't be opened") from None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return (*super().problems, *self._remarks())
 
 
 def read_text(file: Path) -> str:

@@ -72,7 +72,7 @@ class Loader(Iterator[Loaded]):
         self._data, self._size, self._seed = data, batch_size, seed
         self._order = data.order(seed)
         self._fetch = data.fetch if buckets is None else data.fetch_bucket
-        self._taken = start // world
+        self._taken = start  # by all processes together
         self._first = start + rank * batch_size
         self._stride = world * batch_size
         self._step = 0
@@ -97,7 +97,7 @@ class Loader(Iterator[Loaded]):
     def _count(self, indices: NDArray[np.int64]) -> None:
         """Note what was replaced in a batch, when it is handed out: how far ahead others were made changes nothing."""
         data, replaced = self._data, self.replaced
-        self._taken += self._size
+        self._taken += self._stride
         replaced.add(indices, data.unreadable(indices))
         seen = min(self._taken, len(data))
         if too_many(len(replaced.items), seen, len(data), data.broken_share):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.data.base import Data, Draws, Indices, expand
 from sfumato.data.columns import Columns
+from sfumato.kinds import kind_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class InMemory(Data):
 
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         media = self.media[np.asarray(indices, np.int64)]
-        if self.info.kind == "array":
+        if kind_of(self.info).dtype == "float32":
             media = media.astype(np.float32, copy=False)
         if draws is not None and self.mirrored:
             flipped = expand(draws, "flip") < 0.5

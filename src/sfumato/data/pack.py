@@ -18,6 +18,7 @@ from sfumato.data.broken import listed, refuse, too_many
 from sfumato.data.packed import COLUMNS, DTYPES, FORMAT, INDEX, PackedCaptions, is_packed
 from sfumato.errors import UserError
 from sfumato.files import replacing_folder
+from sfumato.kinds import kind_of
 
 SHARD_BYTES = 1 << 30
 _BATCH = 256
@@ -45,15 +46,16 @@ def pack(
 ) -> Packing:
     """Write all items of a set, as `fetch` gives them without a draw, into a folder that `Packed` reads.
 
-    shards: how many files of media, by default one a GiB. dtype: uint8 for images; float32 or float16 for arrays.
+    shards: how many files of media, by default one a GiB. dtype: of floating-point items, float32 or float16.
     fresh: replace packed data that are there. Items that can't be read are left out; more than the set's `broken` share
     of them is an error. The folder appears when it is complete.
     """
-    kind = data.info.kind
-    dtype = dtype or ("uint8" if kind == "image" else "float32")
-    if dtype not in DTYPES or (dtype == "uint8") != (kind == "image"):
-        fits = "uint8" if kind == "image" else "float32 or float16"
-        raise UserError(f"dtype={dtype}: {'images' if kind == 'image' else 'arrays'} are packed as {fits}")
+    kind = kind_of(data.info)
+    whole, latents = kind.dtype == "uint8" and not data.info.encoded, bool(data.info.encoded)
+    dtype = dtype or ("float16" if latents else kind.dtype)
+    if dtype not in DTYPES or (dtype == "uint8") != whole:
+        noun = "latents" if latents else kind.noun
+        raise UserError(f"dtype={dtype}: {noun} are packed as {'uint8' if whole else 'float32 or float16'}")
     if shards is not None and shards < 1:
         raise UserError(f"shards={shards}: must be at least 1")
     if data.bucketing is not None:
@@ -76,6 +78,7 @@ class _Writer:
         self.left_out: dict[int, str] = {}
         self.kept: list[int] = []
         self.files: list[dict[str, Any]] = []
+        self.shape: tuple[int, ...] = ()  # of an item as it is kept
 
     def write(self) -> Packing:
         labels, numbers = self._media()
@@ -96,7 +99,7 @@ class _Writer:
         index = {
             "format": FORMAT,
             "kind": info.kind,
-            "shape": info.shape,
+            "shape": self.shape,
             "dtype": str(self.dtype),
             "items": len(self.kept),
             "shards": self.files,
@@ -106,6 +109,7 @@ class _Writer:
             "source_fingerprint": self.data.fingerprint(),
             "left_out": len(bad),
             "made_by": f"sfumato {__version__}",
+            **({"encoded": {"sha256": info.encoded, "shape": info.shape}} if info.encoded else {}),
         }
         (self.folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written = sum(file.stat().st_size for file in self.folder.iterdir())
@@ -148,7 +152,7 @@ class _Writer:
             yield media, columns
 
     def _shard(self, media: NDArray[Any]) -> None:
-        name = f"media-{len(self.files):05}.npy"
+        name, self.shape = f"media-{len(self.files):05}.npy", media.shape[1:]
         np.save(self.folder / name, media)
         self.files.append({"file": name, "items": len(media)})
 

@@ -3,7 +3,7 @@
 A folder holds
 
     packed.json       format, kind, shape, dtype, items, the shards with their item counts, class names, names of numbers,
-                      and what it was made from
+                      and what it was made from; of latents also `encoded`: whose they are, and the shape of the media
     media-00000.npy   (n, C, *S) uint8, float32 or float16: the first n items, and so on
     columns.npz       held_out (N,) bool; where there are such columns: label (N,) int64, number (N, K) float32, and the
                       captions, as UTF-8 `text` (bytes), `text_ends` (M,) of each alternative, `caption_ends` (N,) of each
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final, overload
@@ -29,6 +29,7 @@ from sfumato.data.base import Data, Draws, Indices, choose_split, digest, expand
 from sfumato.data.columns import Columns
 from sfumato.errors import UserError
 from sfumato.files import MANIFEST, CorruptError, verify_manifest
+from sfumato.kinds import kind_of
 
 INDEX, COLUMNS, FORMAT = "packed.json", "columns.npz", 1
 DTYPES = ("uint8", "float32", "float16")
@@ -85,6 +86,8 @@ class Packed(Data, name="packed"):
     held_out: float | None = None
 
     def __post_init__(self) -> None:
+        if self.flip and self.info.encoded:
+            raise UserError(f"flip = True: {self.path} holds latents, which are not flipped; encode flipped pictures too")
         if self.flip and self.info.kind != "image":
             raise UserError("flip = True: is for images, and these are arrays; set flip=false")
         _ = self._media, self.table, self._mask
@@ -96,7 +99,9 @@ class Packed(Data, name="packed"):
     @cached_property
     def info(self) -> DataInfo:
         """Shape, classes and so on."""
-        return self.table.info(tuple(self._index["shape"]), self._index["kind"])
+        encoded = self._index.get("encoded") or {}
+        info = self.table.info(tuple(encoded.get("shape", self._index["shape"])), self._index["kind"])
+        return replace(info, encoded=encoded.get("sha256", ""))
 
     def __len__(self) -> int:
         return int(self._index["items"])
@@ -104,7 +109,7 @@ class Packed(Data, name="packed"):
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         index = np.asarray(indices, np.int64)
         media = self._taken(index)
-        if self.info.kind == "array":
+        if kind_of(self.info).dtype == "float32" or self.info.encoded:
             media = media.astype(np.float32, copy=False)
         elif draws is not None and self.flip:
             flipped = expand(draws, "flip") < 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 from sfumato.core.random import keys
 from sfumato.data.base import Data, Subset
 from sfumato.errors import UserError
-from sfumato.media import grid, to_image
+from sfumato.kinds import kind_of
 
 _COUNTED = 100_000
 _MEASURED = 256
@@ -34,7 +34,7 @@ def preview(data: Data, n: int = 32, seed: int = 0) -> Image.Image:
         parts = [data.info.labels[int(labels[i])]] if isinstance(labels, Tensor) else []
         parts += [str(captions[i])] if captions is not None else []
         under.append(": ".join(parts))
-    return grid([to_image(item) for item in batch.media], captions=under if any(under) else None)
+    return kind_of(data.info).sheet(list(batch.media), data.info, captions=under if any(under) else None)
 
 
 def summary(data: Data, seed: int = 0) -> str:
@@ -43,7 +43,8 @@ def summary(data: Data, seed: int = 0) -> str:
     chosen = sample_indices(data, _MEASURED, seed)
     media = data.fetch(chosen).media.float()
     shape = " x ".join(map(str, info.shape))
-    lines = [f"{len(data):,} items of {shape} ({'uint8 images' if info.kind == 'image' else 'float32 arrays'})"]
+    kind = kind_of(info)
+    lines = [f"{len(data):,} items of {shape} ({kind.dtype} {kind.noun})"]
     if not isinstance(data, Subset):
         held_out = int(data.held_out_mask().sum())
         lines.append(f"split: {len(data) - held_out:,} to train on, {held_out:,} held out")

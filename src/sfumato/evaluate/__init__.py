@@ -1,9 +1,13 @@
 """Scores of samples against real data, in pixels or in the features of a network; nothing is downloaded."""
 
 from sfumato.evaluate.accuracy import Share, accuracy, wilson
+from sfumato.evaluate.alignment import Aligner, ClipAligner, JudgeAligner, alignment_scores, open_aligner
 from sfumato.evaluate.architectures import ConvJudge, Vgg, WideResNet
+from sfumato.evaluate.audio import sound_scores
+from sfumato.evaluate.audio_judge import SoundJudge
 from sfumato.evaluate.bound import VariationalBound
 from sfumato.evaluate.compare import Compared, compare_reports
+from sfumato.evaluate.contrastive import ContrastiveJudge
 from sfumato.evaluate.deviation import deviation
 from sfumato.evaluate.extractor import Extractor, JudgeExtractor, open_extractor
 from sfumato.evaluate.features import Drawing, FeatureScores, draw, feature_scores, scores_between
@@ -17,12 +21,18 @@ from sfumato.evaluate.neighbours import Nearest, nearest
 from sfumato.evaluate.nll import Likelihood, nll
 from sfumato.evaluate.prdc import PRDC, prdc, prdc_intervals
 from sfumato.evaluate.scores import Score, Scores, caption_scores, class_scores
+from sfumato.evaluate.solid_sets import SetScores, set_scores
 from sfumato.evaluate.standard import Clip, DinoV2, Inception
+from sfumato.evaluate.voxel_judge import VoxelJudge
+from sfumato.evaluate.voxels import voxel_scores
 
 __all__ = [
     "PRDC",
+    "Aligner",
     "Clip",
+    "ClipAligner",
     "Compared",
+    "ContrastiveJudge",
     "ConvJudge",
     "DinoV2",
     "Drawing",
@@ -31,6 +41,7 @@ __all__ = [
     "Frechet",
     "Inception",
     "Judge",
+    "JudgeAligner",
     "JudgeExtractor",
     "Judged",
     "Kid",
@@ -47,6 +58,7 @@ __all__ = [
     "Vgg",
     "WideResNet",
     "accuracy",
+    "alignment_scores",
     "caption_scores",
     "class_scores",
     "compare_reports",
@@ -60,9 +72,16 @@ __all__ = [
     "memorization",
     "nearest",
     "nll",
+    "open_aligner",
     "open_extractor",
     "prdc",
     "prdc_intervals",
     "scores_between",
     "wilson",
+    "SetScores",
+    "SoundJudge",
+    "VoxelJudge",
+    "set_scores",
+    "sound_scores",
+    "voxel_scores",
 ]

@@ -16,22 +16,31 @@ from sfumato.evaluate.judge import Judge
 _COARSEST = 4  # positions along a side at which the convolutions stop halving
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
 
 
 def _twice(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        _conv(inputs, outputs, stride),
+        conv(inputs, outputs, stride),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
-        _conv(outputs, outputs),
+        conv(outputs, outputs),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
 
 
-def _scaled(media: Tensor) -> Tensor:
+def _each(blocks: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What each of some blocks makes, one after the other."""
+    found = []
+    for block in blocks:
+        x = block(x)
+        found.append(x)
+    return found
+
+
+def scaled(media: Tensor) -> Tensor:
     """0 ... 255 to about zero mean and unit deviation for photographs."""
     return media / 63.75 - 2
 
@@ -71,16 +80,19 @@ class ConvJudge(Judge, name="conv"):
     def see(self, media: Tensor) -> Tensor:
         return F.relu(self.to_features(self.blocks(media / 127.5 - 1).flatten(1)))
 
+    def maps(self, media: Tensor) -> list[Tensor]:
+        return _each(self.blocks, media / 127.5 - 1)
+
 
 @final
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two convolutions beside a shortcut; normalised and rectified before each."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), _conv(inputs, outputs, stride)
-        self.norm2, self.conv2 = nn.BatchNorm2d(outputs), _conv(outputs, outputs)
-        self.shortcut = None if inputs == outputs else _conv(inputs, outputs, stride, kernel=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, outputs, stride)
+        self.norm2, self.conv2 = nn.BatchNorm2d(outputs), conv(outputs, outputs)
+        self.shortcut = None if inputs == outputs else conv(inputs, outputs, stride, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = F.relu(self.norm1(x))
@@ -109,17 +121,17 @@ class WideResNet(Judge, name="wrn"):
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             raise UserError(f"depth = {depth}, widen = {widen}: depth must be 10, 16, 22, 28, ... and widen at least 1")
         self.depth, self.widen = depth, widen
-        self.stem = _conv(shape[0], 16)
+        self.stem = conv(shape[0], 16)
         blocks, channels = [], 16
         for stage in range(3):
             for i in range((depth - 4) // 6):
                 outputs = 16 * widen * 2**stage
-                blocks.append(_Residual(channels, outputs, 2 if stage and i == 0 else 1))
+                blocks.append(Residual(channels, outputs, 2 if stage and i == 0 else 1))
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, len(classes))
-        _initialise(self)
+        initialise(self)
 
     @property
     def name(self) -> str:
@@ -130,7 +142,12 @@ class WideResNet(Judge, name="wrn"):
         return {"depth": self.depth, "widen": self.widen}
 
     def see(self, media: Tensor) -> Tensor:
-        return F.relu(self.norm(self.blocks(self.stem(_scaled(media))))).mean((2, 3))
+        return F.relu(self.norm(self.blocks(self.stem(scaled(media))))).mean((2, 3))
+
+    def maps(self, media: Tensor) -> list[Tensor]:
+        found = _each(self.blocks, self.stem(scaled(media)))
+        per_stage = len(found) // 3
+        return [*found[per_stage - 1 : -1 : per_stage], F.relu(self.norm(found[-1]))]
 
 
 @final
@@ -157,7 +174,7 @@ class Vgg(Judge, name="vgg"):
         channels = [shape[0], *(width * 2**stage for stage in range(4))]
         self.stages = nn.ModuleList(_twice(a, b, 1) for a, b in pairwise(channels))
         self.head = nn.Linear(channels[-1], len(classes))
-        _initialise(self)
+        initialise(self)
 
     @property
     def name(self) -> str:
@@ -168,14 +185,21 @@ class Vgg(Judge, name="vgg"):
         return {"width": self.width}
 
     def see(self, media: Tensor) -> Tensor:
-        x = _scaled(media)
+        x = scaled(media)
         for number, stage in enumerate(self.stages):
             x = stage(x if number == 0 else F.max_pool2d(x, 2))
         return x.amax((2, 3))
 
+    def maps(self, media: Tensor) -> list[Tensor]:
+        x, found = scaled(media), []
+        for number, stage in enumerate(self.stages):
+            x = stage(x if number == 0 else F.max_pool2d(x, 2))
+            found.append(x)
+        return found
+
 
 @torch.no_grad()
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """Normal weights of variance 2 / (outputs x positions of the kernel): He et al. 2015, eq. 14."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

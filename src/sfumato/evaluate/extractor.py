@@ -36,6 +36,10 @@ class Extractor(ABC):
     def see(self, media: Tensor) -> Tensor:
         """Pictures (B, C, H, W) uint8 on the device to features (B, D)."""
 
+    def maps(self, media: Tensor) -> Tensor:
+        """Features by place (B, D, h, w) of pictures (B, C, H, W) uint8 on the device, h x w being the network's own grid."""
+        raise UserError(f"{self.name} has no features by place; use a judge, dinov2 or clip")
+
     @final
     def to(self, device: torch.device | str) -> Self:
         """Move the network."""
@@ -78,6 +82,9 @@ class JudgeExtractor(Extractor):
 
     def see(self, media: Tensor) -> Tensor:
         return self.judge.features(media)
+
+    def maps(self, media: Tensor) -> Tensor:
+        return self.judge.maps(media.float())[-1]
 
 
 def rgb(media: Tensor, name: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfumato.conditioners.prompt import literal
 from sfumato.core.random import keys, uniform
 from sfumato.data import Data
 from sfumato.errors import UserError
@@ -220,4 +221,6 @@ def asked_by(train: Data, columns: Sequence[str], n: int, seed: int) -> dict[str
     if lacking := [column for column in columns if column not in found]:
         raise UserError(f"the model is asked by {lacking[0]}, which this data has not; give the data it was trained on")
     listed = {column: found[column] for column in columns}
+    if (captions := listed.get("caption")) is not None and not isinstance(captions, Tensor):
+        listed["caption"] = list(map(literal, captions))  # words of data, in which no part is weighted
     return {_WORDS[k]: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in listed.items()}

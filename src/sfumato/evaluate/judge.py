@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sfumato.compact import compacted, expanded
 from sfumato.errors import UserError
 from sfumato.files import CorruptError, replacing_folder, verify_manifest
 from sfumato.registry import Registered, find
@@ -28,9 +29,9 @@ _BATCH = 512
 
 
 class Judge(nn.Module, Registered, ABC, family="judge"):
-    """A classifier of pictures: `features` numbers, then the classes' logits. Subclasses are architectures.
+    """A classifier of pictures or sounds: `features` numbers, then the classes' logits. Subclasses are architectures.
 
-    shape: (C, H, W) of a uint8 picture. classes: their names. Trained by `sfumato.recipes.judges` on real training data;
+    shape: (C, H, W) of a uint8 picture, (c, T) of a sound. classes: their names. Trained by `sfumato.recipes.judges` on real training data;
     `trained` keeps how, and its accuracy on real held-out data, with the weights. A subclass sets `head`, a linear layer
     of the features; its settings beyond shape and classes are whole numbers.
     """
@@ -39,7 +40,7 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         classes: tuple[str, ...],
         trained: Mapping[str, Any] | None,
         drop: float = 0.0,
@@ -63,6 +64,10 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
     def see(self, media: Tensor) -> Tensor:
         """Pictures (B, C, H, W) of 0 ... 255, floating point, to features (B, D)."""
 
+    def maps(self, media: Tensor) -> list[Tensor]:
+        """Feature maps of such pictures of any size, each (B, C', H', W'), coarser and coarser: for perceptual distances."""
+        raise UserError(f"judge {self.kind} has no feature maps; use conv, wrn or vgg")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -70,7 +75,8 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
 
     def _features(self, media: Tensor) -> Tensor:
         if tuple(media.shape[1:]) != self.shape:
-            raise UserError(f"this judge looks at pictures of shape {self.shape}, not {tuple(media.shape[1:])}")
+            what = "pictures" if len(self.shape) == 3 else "sounds"
+            raise UserError(f"this judge looks at {what} of shape {self.shape}, not {tuple(media.shape[1:])}")
         return self.see(media.to(self.device).float())
 
     def forward(self, media: Tensor) -> Tensor:
@@ -95,14 +101,15 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
         """The hash of the weights' file that it was loaded from or saved to, or would be: the name of this feature space."""
         return self.trained.get("sha256") or hashlib.sha256(self._bytes()).hexdigest()
 
-    def _bytes(self) -> bytes:
-        raw: bytes = save({k: v.contiguous().cpu() for k, v in self.state_dict().items()})
+    def _bytes(self, compact: bool = False) -> bytes:
+        tensors = {k: v.contiguous().cpu() for k, v in self.state_dict().items()}
+        raw: bytes = save(compacted(tensors) if compact else tensors)
         return raw
 
-    def save(self, folder: Path) -> None:
-        """Write a judge folder: weights, settings and a manifest, all at once."""
+    def save(self, folder: Path, *, compact: bool = False) -> None:
+        """Write a judge folder: weights, settings and a manifest, all at once. compact: weights in 8 bits (`compacted`)."""
         with replacing_folder(folder) as made:
-            raw = self._bytes()
+            raw = self._bytes(compact)
             (made / WEIGHTS).write_bytes(raw)
             self.trained["sha256"] = hashlib.sha256(raw).hexdigest()
             config = {
@@ -134,7 +141,7 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
                 **{k: v for k, v in config.items() if k not in _NOT_SETTINGS},
                 trained=config["trained"],
             )
-            judge.load_state_dict(load_file(folder / WEIGHTS))
+            judge.load_state_dict(expanded(load_file(folder / WEIGHTS)))
         except (RuntimeError, TypeError, SafetensorError) as error:
             raise CorruptError(folder / WEIGHTS, f"does not fit {CONFIG}: {error}") from None
         return judge.eval()

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfumato.conditioners.prompt import literal
 from sfumato.data import Data
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import Share, accuracy
@@ -19,7 +20,8 @@ from sfumato.evaluate.frechet import frechet
 from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.memorization import memorization
 from sfumato.evaluate.prdc import prdc
-from sfumato.pipeline import Output, Pipeline
+from sfumato.output import Output
+from sfumato.pipeline import Pipeline
 
 NEIGHBOURS = 5  # k of the k-nearest-neighbour manifolds
 _BATCH = 250
@@ -88,7 +90,7 @@ def class_prompts(pipeline: Pipeline, data: Data) -> dict[str, Any]:
         if not isinstance(labels, Tensor) or captions is None or isinstance(captions, Tensor):
             raise UserError("this data has no labels beside its captions; scores by class need both")
         listed = labels.tolist()
-        return {"prompt": [captions[listed.index(k)] for k in range(len(data.info.labels))]}
+        return {"prompt": [literal(captions[listed.index(k)]) for k in range(len(data.info.labels))]}
     if "label" in columns:
         return {"label": list(range(len(data.info.labels)))}
     raise UserError("this model can't be asked for a class; train it with conditioner=label or conditioner=text")
@@ -230,7 +232,7 @@ def _checked(
         raise UserError("this data has no captions; caption scores need them")
     prompts = [str(caption) for caption in captions]
     made = pipeline(
-        prompts,
+        list(map(literal, prompts)),  # words of data, in which no part is weighted
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,

@@ -78,11 +78,16 @@ class DinoV2(Extractor):
         if side % patch:
             raise UserError(f"side = {side}: must be a multiple of the patch of {patch} positions")
         super().__init__(network, "dinov2", _hash(folder), f"bicubic {side}", batch=100)
-        self.side = side
+        self.side, self.patch = side, int(patch)
 
     def see(self, media: Tensor) -> Tensor:
         found: Tensor = self.network(_prepared(rgb(media, self.name), self.side, *_IMAGENET)).pooler_output
         return found
+
+    def maps(self, media: Tensor) -> Tensor:
+        """Its normalised patch tokens, as they lie in the picture."""
+        states = self.network(_prepared(rgb(media, self.name), self.side, *_IMAGENET)).last_hidden_state
+        return _laid_out(states, self.side // self.patch)
 
 
 @final
@@ -105,6 +110,17 @@ class Clip(Extractor):
         seen = network.vision_model(_prepared(rgb(media, self.name), self.side, *_CLIP)).pooler_output
         found: Tensor = network.visual_projection(seen)
         return found
+
+    def maps(self, media: Tensor) -> Tensor:
+        """Its patch tokens after the last layer, as they lie in the picture."""
+        vision: Any = self.network.vision_model
+        states = vision(_prepared(rgb(media, self.name), self.side, *_CLIP)).last_hidden_state
+        return _laid_out(states, self.side // int(vision.config.patch_size))
+
+
+def _laid_out(states: Tensor, side: int) -> Tensor:
+    """The last side x side tokens of (B, L, D), what comes before being of the whole picture, as (B, D, side, side)."""
+    return states[:, -side * side :].mT.reshape(len(states), -1, side, side)
 
 
 def _prepared(media: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

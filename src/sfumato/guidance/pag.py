@@ -50,8 +50,7 @@ class PerturbedAttention(Guidance, name="pag"):
                 f"guidance=pag needs a network with self-attention, unet or dit, and not {what or type(base).__name__}"
             )
         view = base.network.perturbed(self.blocks)
-        perturbed = NetDenoiser(view, base.process, base.parameterization, learned_variance=base.learned_variance)
-        return _Perturbed(denoiser, self.scales(given), base, perturbed)
+        return _Perturbed(denoiser, self.scales(given), base, base.through(view))
 
 
 @final

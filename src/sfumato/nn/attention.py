@@ -54,16 +54,23 @@ class SelfAttention(nn.Module):
 
     def _mixed(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, identity: bool) -> Tensor:
         """All heads side by side, before the output projection: (B, N, C)."""
-        batch, n, width = x.shape
         qkv = apply_linear(self.qkv, x)
         if identity:
-            return qkv[..., 2 * width :]
+            return qkv[..., 2 * x.shape[-1] :]
+        return attend(*self._heads(qkv, rope), mask)
+
+    def parts(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, N, D) of tokens, normalised and turned: for attention among several streams."""
+        return self._heads(apply_linear(self.qkv, x), rope)
+
+    def _heads(self, qkv: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        batch, n, _ = qkv.shape
         # unbind before transposing: the gradient is then put together in the order in which qkv lies in memory
         q, k, v = (part.transpose(1, 2) for part in qkv.view(batch, n, 3, self.heads, -1).unbind(2))  # (B, heads, N, D)
         q, k = rms_norm(q, self.q_scale), rms_norm(k, self.k_scale)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return attend(q, k, v, mask)
+        return q, k, v
 
 
 class CrossAttention(nn.Module):

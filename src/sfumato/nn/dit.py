@@ -16,6 +16,7 @@ from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
+from sfumato.nn.sizes import Size, sized
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -29,7 +30,8 @@ class DiTBlock(nn.Module):
         x = x + g1 Attention(modulate(x, b1, s1));  x = x + Cross(LN(x), tokens);  x = x + g2 MLP(modulate(x, b2, s2))
 
     with mod = (b1, s1, g1, b2, s2, g2) = W e + b, W = b = 0 at the start, so that every block starts as the identity.
-    x: (B, N, C); mod: (B, 6 C). Peebles & Xie, "DiT", 2022, section 3.2; cross-attention as in PixArt-alpha.
+    x: (B, N, C); mod: (B, 6 C); real: (B, N), True for tokens of x that may be looked at.
+    Peebles & Xie, "DiT", 2022, section 3.2; cross-attention as in PixArt-alpha.
     """
 
     def __init__(self, width: int, heads: int, tokens: int, hidden: int, qk_norm: bool, dropout: float) -> None:
@@ -49,9 +51,10 @@ class DiTBlock(nn.Module):
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         identity: bool = False,
+        real: Tensor | None = None,
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = mod.chunk(6, -1)
-        attended = self.attention(modulate(x, b1, s1), rope, identity=identity)
+        attended = self.attention(modulate(x, b1, s1), rope, real, identity=identity)
         x = torch.addcmul(x, g1[:, None], self.drop(attended))
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = x + self.cross(self.cross_norm(x), tokens, mask)
@@ -62,6 +65,7 @@ class DiTBlock(nn.Module):
 class DiT(Network, name="dit"):
     """Diffusion transformer over patches, for (C, L), (C, H, W) and (C, D, H, W) of any size.
 
+    size: xs, s, b, l or xl, one dial for width, depth and heads (192, 6, 6 to 1152, 28, 16); each of them can be set.
     width: channels of a token; depth: blocks; heads: attention heads, width / heads channels each; mlp_ratio: hidden
     width of the MLP over `width`.
     patch: side of a patch along every axis, or one number an axis. Sizes that it does not divide are padded with zeros
@@ -82,9 +86,10 @@ class DiT(Network, name="dit"):
         shape: tuple[int, ...],
         cond: CondShape,
         *,
-        width: int = 192,
-        depth: int = 6,
-        heads: int = 6,
+        size: Size = "xs",
+        width: int | None = None,
+        depth: int | None = None,
+        heads: int | None = None,
         patch: int | tuple[int, ...] = 2,
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
@@ -94,20 +99,10 @@ class DiT(Network, name="dit"):
         outputs: int = 1,
     ) -> None:
         super().__init__()
-        check_shape(shape, "dit")
-        dims = len(shape) - 1
-        sides = (patch,) * dims if isinstance(patch, int) else tuple(patch)
-        if len(sides) != dims:
-            raise UserError(f"dit: patch = {sides} has {len(sides)} entries for {dims} dimensions; give one, or {dims}")
+        width, depth, heads = sized(size, width, depth, heads)
         hidden = int(mlp_ratio * width)
-        check_positive(
-            "dit", width=width, depth=depth, heads=heads, patch=min(sides), mlp_width=hidden, outputs=outputs
-        )
-        _check_heads(width, heads)
-        if not 0 <= dropout < 1:
-            raise UserError(f"dit: dropout = {dropout} must be at least 0 and below 1")
-        if rope_base <= 1:
-            raise UserError(f"dit: rope_base = {rope_base} must be above 1")
+        sides = check_transformer("dit", shape, width, heads, patch, dropout, rope_base)
+        check_positive("dit", depth=depth, mlp_width=hidden, outputs=outputs)
         self.shape, self.cond, self.patch = tuple(shape), cond, sides
         self.head_dim, self.rope_base, self.absolute = width // heads, rope_base, absolute
         cells = math.prod(sides)
@@ -146,7 +141,7 @@ class DiT(Network, name="dit"):
         h = self.stem(tokens.to(self.stem.weight.dtype))
         positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
-            h = h + _absolute(positions, h.shape[-1]).to(h.dtype)
+            h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
         rope = rope_table(positions, self.head_dim, self.rope_base)
         *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.layers, mods)):
@@ -179,18 +174,42 @@ def unpatchify(tokens: Tensor, patch: tuple[int, ...], grid: tuple[int, ...], si
     return x.contiguous()
 
 
-def _absolute(positions: Tensor, width: int) -> Tensor:
+def absolute_positions(positions: Tensor, width: int) -> Tensor:
     """Fixed sinusoids of each coordinate side by side, (N, width); channels left over are zero."""
     axes = positions.shape[1]
     each = width // axes
     return F.pad(sinusoids(positions, each).flatten(1), (0, width - axes * each))
 
 
-def _check_heads(width: int, heads: int) -> None:
+def check_transformer(
+    name: str,
+    shape: tuple[int, ...],
+    width: int,
+    heads: int,
+    patch: int | tuple[int, ...],
+    dropout: float,
+    rope_base: float,
+) -> tuple[int, ...]:
+    """The sides of a patch along every axis. Raises UserError for settings that no transformer over patches can have."""
+    check_shape(shape, name)
+    dims = len(shape) - 1
+    sides = (patch,) * dims if isinstance(patch, int) else tuple(patch)
+    if len(sides) != dims:
+        raise UserError(f"{name}: patch = {sides} has {len(sides)} entries for {dims} dimensions; give one, or {dims}")
+    check_positive(name, width=width, heads=heads, patch=min(sides))
+    _check_heads(name, width, heads)
+    if not 0 <= dropout < 1:
+        raise UserError(f"{name}: dropout = {dropout} must be at least 0 and below 1")
+    if rope_base <= 1:
+        raise UserError(f"{name}: rope_base = {rope_base} must be above 1")
+    return sides
+
+
+def _check_heads(name: str, width: int, heads: int) -> None:
     fitting = [h for h in range(1, width // 2 + 1) if width % h == 0 and (width // h) % 2 == 0]
     if heads not in fitting:
         nearest = min(fitting, key=lambda h: abs(h - heads)) if fitting else None
         remedy = f"use heads={nearest}, or another width" if nearest else "use an even width"
         raise UserError(
-            f"dit: heads = {heads} does not split width = {width} into heads of an even number of channels; {remedy}"
+            f"{name}: heads = {heads} does not split width = {width} into heads of an even number of channels; {remedy}"
         )

@@ -141,7 +141,8 @@ class Up(nn.Module):
             whole = fused.conv_enlarged(self.conv, x, self.factors)
             if whole is not None:
                 return whole
-        x = F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest")
+        with torch.autocast(x.device.type, enabled=False):  # it copies values; autocast would make them float32 first
+            x = F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest")
         if x.shape[2:] != size:
             for axis, n in enumerate(size, start=2):
                 x = x.narrow(axis, 0, n)

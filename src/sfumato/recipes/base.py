@@ -16,7 +16,7 @@ from sfumato.errors import UserError, did_you_mean
 from sfumato.pipeline import Sampling
 from sfumato.registry import Registered
 from sfumato.spec import Spec
-from sfumato.train import Training
+from sfumato.train import Align, Training
 
 
 @final
@@ -30,6 +30,7 @@ class Recipe(Registered, family="recipe", name="diffusion"):
     process, parameterization, objective: the mathematics of the training. sampling: how the model is sampled by default.
     train: budget, optimiser, averages. seed: of weights, order and noise.
     init: a run or model folder whose weights training starts from (fine-tuning).
+    align: a term of the loss that makes inner features alike those of an encoder; none for none.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Recipe(Registered, family="recipe", name="diffusion"):
     train: Training = field(default_factory=Training)
     seed: int = 0
     init: str | None = None
+    align: Align | None = None
 
     def __post_init__(self) -> None:
         if not self.title.strip():
@@ -52,7 +54,7 @@ class Recipe(Registered, family="recipe", name="diffusion"):
             raise UserError(f"seed = {self.seed}: must lie in 0 ... 2^62 - 1")
 
 
-RecipeFunction = Callable[..., Spec[Recipe]]
+RecipeFunction = Callable[..., Spec[Any]]
 F = TypeVar("F", bound=RecipeFunction)
 _FUNCTIONS: dict[str, RecipeFunction] = {}
 

@@ -121,7 +121,7 @@ def _sheets(run: Run, samples: Tensor, data: Digits) -> None:
     media.save_png(media.grid([media.to_image(p) for p in pairs], len(first), words), run.folder / "nearest.png", {})
 
 
-def _program() -> str:
+def program() -> str:
     """How the command line is called here: `sfumato` where the shell finds it, else the path it was called by."""
     called = Path(sys.argv[0])
     if shutil.which("sfumato") or called.stem != "sfumato":
@@ -140,7 +140,7 @@ def _close(console: Console, run: Run, summary: Mapping[str, Any]) -> None:
         f"(guidance {summary['guidance']:g}; {summary['prompt_accuracy_guidance_1']:.1%} without), "
         f"{summary['near_copy_rate']:.1%} are near-copies of training digits "
         f"({summary['held_out_near_copy_rate']:.1%} of real held-out ones are).\n"
-        f'Next: {_program()} sample {run.folder} "a handwritten seven" n=16 -o seven.png',
+        f'Next: {program()} sample {run.folder} "a handwritten seven" n=16 -o seven.png',
         soft_wrap=True,
         markup=False,
     )

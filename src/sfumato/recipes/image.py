@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfumato.codecs import Codec
 from sfumato.conditioners import Conditioner, Label, Number, Text, Together
 from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes, Network
 from sfumato.core.random import keys, uniform
@@ -49,21 +50,25 @@ _WORDINGS = 4
 
 
 @recipe("image")
-def image(*, data: Spec[Data], size: Size = "auto", minutes: float | None = None) -> Spec[Recipe]:
+def image(
+    *, data: Spec[Data], size: Size = "auto", minutes: float | None = None, codec: Spec[Codec] | None = None
+) -> Spec[Recipe]:
     """Pictures or arrays of any shape, asked by what the data has: captions, labels, numbers, or nothing.
 
     data: a path or a name. size: xs, s, m or l, the width and depth of the network (auto: xs on a CPU, m on a GPU).
-    minutes: of training (15 on a CPU, 60 on a GPU).
+    minutes: of training (15 on a CPU, 60 on a GPU). codec: the run or folder of an autoencoder, to train in its latent.
     """
     opened = data.build()
     info, device = opened.info, _device()
     scale = _SCALES[("xs" if device == "cpu" else "m") if size == "auto" else size]
-    batch = batch_for(info.shape, _CPU_POSITIONS if device == "cpu" else scale.positions)
+    shape = info.shape if codec is None else codec.build(info).shape
+    batch = batch_for(shape, _CPU_POSITIONS if device == "cpu" else scale.positions)
     return Spec(
         Recipe,
         title=title_of(data),
         data=data,
-        network=network_for(info.shape, scale.width, scale.blocks, few=len(opened) < 2000),
+        network=network_for(shape, scale.width, scale.blocks, few=len(opened) < 2000),
+        codec=codec,
         conditioner=conditioner_for(opened, scale.width),
         objective=DenoisingLoss(times=LogitNormalTimes()),
         train=Training(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from sfumato.codecs import Codec, open_codec
 from sfumato.data import Data, open_data
 from sfumato.errors import UserError, did_you_mean
 from sfumato.recipes.base import Recipe, dials, find_recipe, recipes
@@ -43,6 +45,8 @@ def load_recipe(source: str | Path, settings: Mapping[str, str] | None = None) -
         own: dict[str, Any] = {name: asked.pop(name) for name in dials(function) if name in asked}
         if "data" in own:
             own["data"] = _data_settings(_data(own["data"]), asked, taken=dials(function))
+        if "codec" in own:
+            own["codec"] = _codec(own["codec"])
         made = function(**check_arguments(function, own, name=f"recipe '{source}'"))
     return override_all(made, asked)
 
@@ -55,6 +59,8 @@ def read_recipe(file: Path) -> Spec[Recipe]:
     plain = dict(plain)
     if isinstance(plain.get("data"), str):
         plain["data"] = _data(plain["data"], marks)
+    if isinstance(plain.get("codec"), str):
+        plain["codec"] = _codec(plain["codec"])
     made = parse(Recipe, plain, marks=marks)
     _check_complete(made, file)
     return made
@@ -71,6 +77,8 @@ def override_all(spec: Spec[Recipe], settings: Mapping[str, str]) -> Spec[Recipe
         value: Any = settings[key]
         if path == "data":
             value = _data(value)
+        elif path == "codec":
+            value = _codec(value)
         elif path == "sampling.guidance.scale" and spec.override("sampling.guidance", "none") == spec:
             path, value = "sampling.guidance", {"type": "cfg", "scale": value}
         spec = spec.override(path, value)
@@ -80,7 +88,7 @@ def override_all(spec: Spec[Recipe], settings: Mapping[str, str]) -> Spec[Recipe
 def find_path(spec: Spec[Recipe], key: str, value: str) -> str:
     """The dotted path that a short or whole name means."""
     known = list(dict.fromkeys(path.removesuffix(".type") for path, _ in spec.leaves()))
-    if key in parameters(Recipe) or key in known or "." in key:
+    if key in parameters(spec.cls) or key in known or "." in key:
         return key
     if key == "guidance" and not _is_number(value):
         return "sampling.guidance"
@@ -126,6 +134,11 @@ def _data(text: Any, marks: Marks | None = None) -> Any:
         raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
+def _codec(text: Any) -> Spec[Codec] | Any:
+    """A codec's name, or the folder of an autoencoder; `none` and mappings are read as other settings are."""
+    return text if not isinstance(text, str) or text.lower() in ("none", "null") or "{" in text else open_codec(text)
+
+
 def _data_settings(data: Spec[Data], asked: dict[str, str], taken: Container[str]) -> Spec[Data]:
     """Move settings of the data from `asked` into it before the recipe's function looks at its shape."""
     for key in list(asked):
@@ -142,7 +155,7 @@ def _data_settings(data: Spec[Data], asked: dict[str, str], taken: Container[str
 
 
 def _check_complete(spec: Spec[Recipe], file: Path) -> None:
-    for name in ("title", "data", "network"):
+    for name in (name for name, (_, usual) in parameters(spec.cls).items() if usual is inspect.Parameter.empty):
         if name not in spec.settings:
             raise UserError(f"{file}: the recipe needs '{name}'")
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Cond, Denoiser, NetDenoiser, Process, lift
+from sfumato.core.denoiser import SelfConditioned, self_conditioned
 from sfumato.errors import SfumatoError, UserError
 from sfumato.registry import Registered
 
@@ -131,6 +132,45 @@ class Asked:
         return x0, v
 
 
+@final
+@dataclass(frozen=True)
+class Recalling(Solver):
+    """A solver whose denoiser is told its last estimate of x0 (B, *S), which is a part of the state and zero at first."""
+
+    solver: Solver
+    denoiser: SelfConditioned
+
+    @property
+    def evaluations(self) -> int:
+        return self.solver.evaluations
+
+    @property
+    def order(self) -> int:
+        return self.solver.order
+
+    @property
+    def stochastic(self) -> bool:
+        return self.solver.stochastic
+
+    def plan(self, process: Process, times: Tensor, x: Tensor) -> Plan:
+        inner = self.solver.plan(process, times, x)
+        return Plan(
+            (torch.zeros_like(x), *inner.state), [partial(self._step, step) for step in inner.steps], inner.asked
+        )
+
+    def _step(self, step: Step, f: Denoise, x: Tensor, state: State, noise: Noise) -> tuple[Tensor, State]:
+        estimate, *rest = state
+
+        def told(x_t: Tensor, t: Tensor) -> Tensor:
+            nonlocal estimate
+            self.denoiser.estimate = estimate
+            estimate = f(x_t, t)
+            return estimate
+
+        x, after = step(told, x, tuple(rest), noise)
+        return x, (estimate, *after)
+
+
 def start(process: Process, eps: Tensor, t: Tensor) -> Tensor:
     """x at the noisy end: sigma(t) eps, for data of zero mean. eps: (B, *S), t: () or a prefix of eps's shape."""
     return lift(process.sigma(t), eps) * eps
@@ -155,6 +195,8 @@ def sample(
     the walk stops being finite. Between steps nothing waits for the device; the check comes after the last one.
     """
     per_sample = check_walk(solver, x, times, cond)
+    recalled = self_conditioned(denoiser)
+    solver = solver if recalled is None else Recalling(solver, recalled)
     source: NoiseSource = _GlobalNoise() if noise is None else noise
     state, steps, asked = solver.plan(denoiser.process, per_sample, x)
     f = Asked.of(denoiser, cond, asked, x)

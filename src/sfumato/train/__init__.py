@@ -1,11 +1,12 @@
 """Training: tasks, the one loop, what it writes down, and what it costs."""
 
+from sfumato.train.align import Align, Alignment
 from sfumato.train.checkpoint import Checkpoints
 from sfumato.train.ema import Ema, power_beta, power_gamma
 from sfumato.train.estimate import Estimate, estimate
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.hooks import Asked, HeldOut, ModelFolder, Pictures, Report, standard_hooks
-from sfumato.train.log import MetricsLog, Tracker, read_metrics
+from sfumato.train.log import MetricsLog, read_metrics
 from sfumato.train.memory import Memory, predict
 from sfumato.train.muon import Muon
 from sfumato.train.optim import AdamW, Optimizer
@@ -15,9 +16,12 @@ from sfumato.train.report import Section, render_report, write_report
 from sfumato.train.run import Run
 from sfumato.train.settings import Training
 from sfumato.train.task import DiffusionTask, Task
+from sfumato.train.trackers import Tracker
 from sfumato.train.trainer import Result, Trainer
 
 __all__ = [
+    "Align",
+    "Alignment",
     "AdamW",
     "AdamW8",
     "Asked",

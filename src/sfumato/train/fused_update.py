@@ -14,6 +14,7 @@ from sfumato.train.ema import Ema
 from sfumato.train.optim import EPS, AdamW, Optimizer
 
 _BLOCK = 2048
+_ALIGNED = 16  # bytes that a thread moves at once
 _interpreted = False  # tests run the kernel on the CPU
 
 
@@ -42,8 +43,7 @@ class FusedUpdate:
         ]
         names = _names_of(ema, optimizer)
         rows: list[list[int]] = []
-        owners: list[int] = []
-        starts: list[int] = []
+        blocks: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])  # (tensor, first element): whole, cut
         for i, ((name, p), gradient) in enumerate(zip(optimizer.parameters.items(), gradients)):
             half = halves.get(id(p))
             used = [p, gradient, state[f"first.{name}"], state[f"second.{name}"], *[k[names[name]] for k in kept]]
@@ -53,15 +53,15 @@ class FusedUpdate:
             at = [t.data_ptr() for t in used[: 4 + len(kept)]]
             copy = 0 if half is None else half.data_ptr()
             rows.append([*at[:4], copy, p.numel(), kind, 0, *at[4:]])
-            blocks = range(0, p.numel(), _BLOCK)
-            owners += [i] * len(blocks)
-            starts += blocks
+            aligned = all(address % _ALIGNED == 0 for address in [*at, copy])
+            for start in range(0, p.numel(), _BLOCK):
+                blocks[not aligned or start + _BLOCK > p.numel()].append((i, start))
         device = optimizer.count.device
         self._half = pairs[0][1].dtype if pairs else torch.float32
         self._table = torch.tensor(rows, dtype=torch.int64, device=device)
         self._decays = torch.tensor(list(optimizer.decay.values()), dtype=torch.float32, device=device)
-        self._owners = torch.from_numpy(np.asarray(owners, np.int64)).to(device)
-        self._starts = torch.from_numpy(np.asarray(starts, np.int64)).to(device)
+        programs = [np.asarray(which, np.int64).reshape(-1, 2).T.copy() for which in blocks]
+        self._programs = [torch.from_numpy(each).to(device) for each in programs]
         self._averages = len(kept)
         self._kept = (state, averages, pairs)  # the table holds their addresses
 
@@ -78,11 +78,13 @@ class FusedUpdate:
         left = [1 - beta ** owner.count.double() for beta in owner.betas]
         factor = (owner.clip / norm).clamp(max=1.0) if owner.clip else torch.ones_like(norm)
         scalars = torch.stack([lr, *[v.float() for v in left], factor])
-        kernels.update[(len(self._owners),)](
-            self._table, self._decays, self._owners, self._starts, scalars, weights, bad,
-            WIDTH=self._table.shape[1], AVERAGES=self._averages, BLOCK=_BLOCK, B1=owner.betas[0], B2=owner.betas[1],
-            EPS=EPS, HALF=_triton_type(self._half), num_warps=8,
-        )  # fmt: skip
+        for (owners, starts), whole in zip(self._programs, (True, False)):
+            if len(owners):
+                kernels.update[(len(owners),)](
+                    self._table, self._decays, owners, starts, scalars, weights, bad,
+                    WIDTH=self._table.shape[1], AVERAGES=self._averages, BLOCK=_BLOCK, WHOLE=whole,
+                    B1=owner.betas[0], B2=owner.betas[1], EPS=EPS, HALF=_triton_type(self._half), num_warps=8,
+                )  # fmt: skip
         return norm, bad
 
     @staticmethod

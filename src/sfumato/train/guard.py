@@ -10,46 +10,62 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sfumato.core import Batch, Draws
+from sfumato.train.optim import local
+from sfumato.train.parallel import Parallel
 from sfumato.train.task import Task
 
-PATIENCE = 5  # steps left out in a row before the run stops
+PATIENCE = 5  # steps left out in a row before the run goes back or stops
 
 
-def diagnose(task: Task, batch: Batch, draws: Draws, lr: float, dtype: torch.dtype, whole: bool = True) -> str:
+def diagnose(
+    task: Task, batch: Batch, draws: Draws, lr: float, dtype: torch.dtype, parallel: Parallel | None = None
+) -> str:
     """A sentence: the first of weights, data, layers and gradients that is not finite on this batch, lr and dtype.
 
-    whole: the task can be computed by this process alone.
+    parallel: the processes that share the work, each with its part of the batch; all of them must call, and all get the same.
     """
-    found = _first(task, batch, draws, dtype) if whole else "one process alone reproduces it"
+    found = _first(task, batch, draws, dtype, parallel or Parallel())
     kind = str(dtype).removeprefix("torch.")
     remedy = "a lower train.lr, a smaller train.clip" + (", train.precision=fp32" if dtype != torch.float32 else "")
     return f"{PATIENCE} steps in a row had a loss or gradient that is not finite: {found} (lr {lr:.2g}, {kind}); try {remedy}"
 
 
-def _first(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype) -> str:
-    for name, p in task.named_parameters():
-        if not _finite(p):
-            return f"the weights of '{name}' are already not finite"
-    if batch.media.is_floating_point() and not _finite(batch.media):
-        return "the data of this batch is not finite"
+def _first(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype, parallel: Parallel) -> str:
+    def agreed(mine: str | None) -> str | None:
+        """What the first process has found that has found something: none goes on alone to where the others do not come."""
+        every = parallel.everyone(mine)
+        rank = next((rank for rank, found in enumerate(every) if found is not None), None)
+        return None if rank is None else every[rank] + (f" on process {rank}" if parallel.size > 1 else "")
+
+    if found := agreed(_before(task, batch)):
+        return found
     with ExitStack() as stack:
         layers: list[str] = []
         for name, module in task.named_modules():
             if not any(True for _ in module.children()):
                 stack.callback(_watch(module, name, layers).remove)
+        stack.enter_context(parallel.part(task, True))
         with torch.autocast(batch_device(task).type, dtype, enabled=dtype != torch.float32):
-            loss = task.loss(batch, draws)
-    if layers:
-        return f"it begins in the output of the layer '{layers[0]}'"
-    if not _finite(loss.value):
-        return "the network's output is finite and the loss is not"
-    task.zero_grad(set_to_none=True)
-    loss.value.backward()  # type: ignore[no-untyped-call]
+            loss = parallel.loss(task, batch, draws)
+        finite = _finite(loss.value)
+        task.zero_grad(set_to_none=True)
+        loss.value.backward()  # type: ignore[no-untyped-call]
     broken = [name for name, p in task.named_parameters() if p.grad is not None and not _finite(p.grad)]
     task.zero_grad(set_to_none=True)
-    if broken:
-        return f"the loss is finite and the gradient of '{broken[-1]}' is not"
-    return "it does not appear again on the last batch"
+    mine = f"the loss is finite and the gradient of '{broken[-1]}' is not" if broken else None
+    mine = mine if finite else "the network's output is finite and the loss is not"
+    mine = f"it begins in the output of the layer '{layers[0]}'" if layers else mine
+    return agreed(mine) or "it does not appear again on the last batch"
+
+
+def _before(task: Task, batch: Batch) -> str | None:
+    """What is not finite before anything is computed."""
+    for name, p in task.named_parameters():
+        if not _finite(p):
+            return f"the weights of '{name}' are already not finite"
+    if batch.media.is_floating_point() and not _finite(batch.media):
+        return "the data of this batch is not finite"
+    return None
 
 
 def _watch(module: nn.Module, name: str, found: list[str]) -> RemovableHandle:
@@ -61,7 +77,8 @@ def _watch(module: nn.Module, name: str, found: list[str]) -> RemovableHandle:
 
 
 def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
+    """Of what this process holds of a tensor."""
+    return bool(torch.isfinite(local(x)).all())
 
 
 def batch_device(task: nn.Module) -> torch.device:

@@ -34,10 +34,12 @@ class Hook(ABC):
     """Called evenly over a run, or with every checkpoint. It may look at everything and change nothing of the training.
 
     times: how often over the run, the last time at its end; 0 for never; None for with every checkpoint, before it counts
-    as saved.
+    as saved. behind: one of these may be called by another thread, while the training goes on: it does not look at
+    `moment.task`.
     """
 
     times: int | None = 0
+    behind = False
 
     @property
     def name(self) -> str:

@@ -17,16 +17,18 @@ from sfumato.core import Batch, SampleNoise
 from sfumato.data import Data
 from sfumato.errors import SfumatoError, UserError
 from sfumato.evaluate.heldout import held_out_loss
+from sfumato.kinds import kind_of
 from sfumato.model import Model, ModelSpec
 from sfumato.pipeline import Pipeline, Sampling
 from sfumato.samplers import start
 from sfumato.train.hook import Hook, Moment
-from sfumato.train.report import write_report
+from sfumato.train.report import VIEW, write_report
 from sfumato.train.run import Run
 from sfumato.train.settings import Training
 
 _PICTURES = 16
 _STRIP = 8  # pictures in the denoising strip
+_VIEWED = 8  # samples that a report plays or turns
 
 
 def standard_hooks(data: Data, settings: Training, spec: ModelSpec, sampling: Sampling) -> list[Hook]:
@@ -110,13 +112,14 @@ class Pictures(Hook):
         except SfumatoError:  # a young model may diverge when sampled; training goes on
             return {}
         wide = min(8, -(-len(made.media) // 2))
-        if made.media.ndim == 2:  # plain vectors
-            sheet = media.scatter(made.media)
-        else:
-            sheet = media.grid([media.to_image(item) for item in made.media], wide, self.asked.words)
+        kind, info = kind_of(made.info), made.info
+        sheet = kind.sheet(list(made.media), info, wide, self.asked.words)
         text = {"step": str(moment.step), "samples": str(moment.samples), "settings": repr(made.settings)}
         asked = {"request": dict(self.asked.request), "words": list(self.asked.words)}
         moment.run.write("samples/asked.json", asked)
+        view = kind.viewer(list(made.media[:_VIEWED]), info, self.asked.words[:_VIEWED])
+        if view:
+            moment.run.write(VIEW, {"kind": info.kind, "html": view})
         media.save_png(sheet, moment.run.samples / f"step-{moment.step:08d}.png", text)
         media.save_png(strip.picture(self.asked), moment.run.samples / "strip.png", text)
         return {"pictures": sheet}
@@ -150,10 +153,14 @@ class _Strip:
             time = torch.full((1,), t, dtype=torch.float64)
             alpha, sigma = (float(c) for c in process.scales(time))
             x0 = x if t == 0 else model.denoiser(x, time, cond)
-            noisy.append(media.to_image(model.codec.decode(x / math.hypot(alpha, sigma)).cpu()[0]))
-            clean.append(media.to_image(model.codec.decode(x0).cpu()[0]))
+            noisy.append(self._picture(x / math.hypot(alpha, sigma)))
+            clean.append(self._picture(x0))
             words.append(f"t = {t:.2f}")
         return media.grid(noisy + clean, len(noisy), [*words, *["E[x0 | x_t]"] * len(words)])
+
+    def _picture(self, x0: Tensor) -> Image:
+        info = self._model.info
+        return kind_of(info).picture(self._model.codec.decode(x0).cpu()[0], info)
 
 
 def _columns(asked: Asked) -> dict[str, Any]:
@@ -170,6 +177,7 @@ class ModelFolder(Hook):
     """Writes `model/` with every checkpoint: averaged weights, ready to sample from."""
 
     times = None
+    behind = True
 
     def __init__(self, spec: ModelSpec, sampling: Sampling) -> None:
         self.spec, self.sampling = spec, sampling

@@ -15,10 +15,7 @@ from torch import Tensor
 
 from sfumato.core import Loss, Process
 from sfumato.files import disk_errors, write_atomic
-from sfumato.train.guard import PATIENCE
 from sfumato.train.rollback import Recovery
-from sfumato.train.trackers import Tracker as Tracker
-from sfumato.train.trackers import make_trackers as make_trackers
 
 LEVELS = 20  # bins of the noise level u = sigma / (alpha + sigma) for the loss by noise level
 
@@ -45,17 +42,24 @@ class MetricsLog:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._waiting: list[str] = []
+        self.lines = 0  # so far, those that wait included
 
-    def truncate(self, step: int) -> None:
-        """Drop lines after `step`: the steps that a resumed run makes again."""
+    def truncate(self, step: int, lines: int | None = None) -> None:
+        """Drop lines after `step`: the steps that a resumed run makes again, and with them a rollback to it.
+
+        lines: how many there were at most when the checkpoint was written, where that matters.
+        """
         if not self.file.exists():
             return
-        kept = [entry for entry in read_metrics(self.file) if entry.get("step", 0) <= step]
+        found = read_metrics(self.file)
+        kept = [entry for entry in found if entry.get("step", 0) < step + ("rollback" not in entry)][:lines]
         write_atomic(self.file, "".join(map(_line, kept)))
+        self.lines = len(kept)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write one line and flush it. Raises DiskFullError after keeping the line for later."""
         self._waiting.append(_line(entry))
+        self.lines += 1
         with disk_errors(self.file), self.file.open("ab") as stream:
             before = stream.tell()
             try:
@@ -111,11 +115,6 @@ class Meter:
     def skipped(self) -> int:
         """Steps left out for a loss or gradient that was not finite, since the start of the run."""
         return self.recovery.skipped
-
-    @property
-    def worst(self) -> int:
-        """The longest row of them that is still of interest."""
-        return PATIENCE if self.recovery.broke else self.recovery.streak
 
     def add(
         self,

@@ -10,10 +10,11 @@ Engine: torch.distributed as torchrun starts it; DistributedDataParallel, or `fu
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,23 @@ from torch import Tensor, nn
 from sfumato.core import Batch, Draws, Loss
 from sfumato.errors import UserError
 from sfumato.nn.recompute import blocks_of
+from sfumato.tensorfile import Slice, StoredTensors
+from sfumato.train.alarm import Alarm, Failure
 from sfumato.train.device import choose_device
+from sfumato.train.optim import local
 from sfumato.train.task import Task
 
-KINDS = ("auto", "ddp", "fsdp")
+KINDS = ("auto", "ddp", "fsdp", "hsdp")
+
+
+class Words(NamedTuple):
+    """What the processes agree on again and again: the main one's `seconds`, whether any was `asked` to stop or has `failed`,
+    and the `total` of what each counts."""
+
+    seconds: float
+    asked: bool = False
+    failed: bool = False
+    total: int = 0
 
 
 class Parallel:
@@ -58,13 +72,34 @@ class Parallel:
         """A sum of squares over what each process holds of the parameters, to that over the parameters."""
         return total
 
-    def agree(self, seconds: float, asked: bool) -> tuple[float, bool]:
-        """(the main process's seconds, whether any process was asked to stop)."""
-        return seconds, asked
+    def agree(self, words: Words) -> Words:
+        """The words of all processes together."""
+        return words
 
     def share(self, value: Any) -> Any:
         """The main process's value."""
         return value
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What each process has, in the order of their ranks."""
+        return [value]
+
+    def slices(self, tensors: Mapping[str, Tensor]) -> dict[str, Slice]:
+        """What this process writes of tensors that `whole` would put together: each row is in one process's slice."""
+        return {name: Slice.whole(tensor) for name, tensor in tensors.items()}
+
+    def raise_together(self, error: Exception | None) -> NoReturn:
+        """Raise `error`; a process that has none, while others have, raises a SfumatoError that names the first of theirs.
+
+        Every process must call it, which `agree` has told them to.
+        """
+        assert error is not None
+        raise error
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Around a run: where a process ends with an error that was not agreed on, all others end too (`Alarm`)."""
+        yield
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of parameters by name, each as a whole; `group.name` belongs to the parameter that `name` ends with."""
@@ -87,6 +122,7 @@ class _Process(Parallel):
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo") if device.type == "cuda" else None
+        self._alarm: Alarm | None = None
 
     def gather(self, loss: Loss) -> Loss:
         value = loss.value.detach().clone()
@@ -97,15 +133,44 @@ class _Process(Parallel):
         dist.all_gather(times, loss.t.contiguous(), group=self._words)
         return Loss(value / self.size, torch.cat(each), torch.cat(times))
 
-    def agree(self, seconds: float, asked: bool) -> tuple[float, bool]:
-        words = torch.tensor([seconds if self.main else 0.0, float(asked)], dtype=torch.float64)
-        dist.all_reduce(words, group=self._words)
-        return float(words[0]), bool(words[1] > 0)
+    def agree(self, words: Words) -> Words:
+        mine = Words(words.seconds if self.main else 0.0, *words[1:])
+        told = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(told, group=self._words)
+        seconds, asked, failed, total = told.tolist()
+        return Words(seconds, asked > 0, failed > 0, round(total))
 
     def share(self, value: Any) -> Any:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._words)
         return box[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self._words)
+        return found
+
+    def slices(self, tensors: Mapping[str, Tensor]) -> dict[str, Slice]:
+        found, at = {}, 0
+        total = 1 + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        for name, tensor in tensors.items():  # all hold all of it: each writes its share of the bytes
+            if at * self.size // total == self.rank:
+                found[name] = Slice.whole(tensor)
+            at += tensor.numel() * tensor.element_size()
+        return found
+
+    def raise_together(self, error: Exception | None) -> NoReturn:
+        failures = self.everyone(None if error is None else Failure.of(error, self.rank))
+        if self._alarm is not None:
+            self._alarm.agreed()
+        if error is not None:
+            raise error
+        raise next(failure for failure in failures if failure is not None).error(self.size)
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        with Alarm(self.rank, self.size, self.share(uuid.uuid4().hex)) as self._alarm:
+            yield
 
     def close(self) -> None:
         if dist.is_initialized():
@@ -149,18 +214,33 @@ class Replicated(_Process):
 
 @final
 class Sharded(_Process):
-    """Every process holds a slice of each parameter, gradient, moment and average; blocks are put together as they run."""
+    """Every process holds a slice of each parameter, gradient, moment and average; blocks are put together as they run.
+
+    shards: into how many slices; fewer than there are processes: so many neighbours share them, and groups of neighbours have
+    the same (HSDP), so that between groups nothing goes but gradients.
+    """
+
+    def __init__(self, device: torch.device, shards: int | None = None) -> None:
+        super().__init__(device)
+        self.shards = self.size if shards is None else shards
+        self._group, self._place = divmod(self.rank, self.shards)
+        self._neighbours: dist.ProcessGroup | None = None
 
     def wrap(self, task: Task) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        if self.shards == self.size:
+            mesh = init_device_mesh(self.device.type, (self.size,))
+        else:
+            sides, names = (self.size // self.shards, self.shards), ("groups", "shards")
+            mesh = init_device_mesh(self.device.type, sides, mesh_dim_names=names)
+            self._neighbours = mesh["shards"].get_group()
         self._module = _Loss(task)
         for block in blocks_of(task.halved) if task.halved is not None else ():
             fully_shard(block, mesh=mesh)
         fully_shard(self._module, mesh=mesh)
-        named = dict(task.named_parameters())
+        named = dict(task.named_parameters(remove_duplicate=False))
         self._sharded = {**{name.removeprefix("model."): p for name, p in named.items()}, **named}
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
@@ -173,7 +253,7 @@ class Sharded(_Process):
 
     def squares(self, total: Tensor) -> Tensor:
         total = total.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._neighbours)
         return total
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,16 +270,35 @@ class Sharded(_Process):
         return found
 
     def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        from torch.distributed.tensor import distribute_tensor
+        found = {}
+        for name in tensors:
+            like = self._like(name, None)
+            shape = tensors.shape(name) if isinstance(tensors, StoredTensors) else tuple(tensors[name].shape)
+            if like is None or shape != tuple(like.shape):
+                found[name] = tensors[name]
+                continue
+            start, stop = self._rows(like)
+            if isinstance(tensors, StoredTensors):
+                found[name] = tensors.rows(name, start, stop)
+            else:
+                found[name] = tensors[name][start:stop]
+        return found
 
+    def slices(self, tensors: Mapping[str, Tensor]) -> dict[str, Slice]:
         found = {}
         for name, tensor in tensors.items():
-            like = self._like(name, None)
-            if like is not None and tensor.shape == like.shape:
-                there = tensor.to(self.device)
-                tensor = distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None).to_local()
-            found[name] = tensor
+            like = self._like(name, tensor)
+            if like is not None:
+                held = local(tensor)
+                first, last = _chunk(held.shape[0], self.size // self.shards, self._group)
+                found[name] = Slice(held[first:last], tuple(like.shape), self._rows(like)[0] + first)
+            elif self.main:  # a count of steps, or a buffer: the same on all
+                found[name] = Slice.whole(tensor)
         return found
+
+    def _rows(self, like: Any) -> tuple[int, int]:
+        """The rows of a parameter that this process holds: `fully_shard` cuts the first axis as `torch.chunk` does."""
+        return _chunk(like.shape[0], self.shards, self._place)
 
     def _like(self, name: str, tensor: Tensor | None) -> Any:
         """The sharded parameter that a name ends with: the longest such ending."""
@@ -210,17 +309,28 @@ class Sharded(_Process):
         return self._sharded[name]
 
 
+def _chunk(n: int, parts: int, place: int) -> tuple[int, int]:
+    """[first, last) of one of the parts that `torch.chunk` makes of n rows; later ones may be empty."""
+    each = -(-n // parts)
+    return min(place * each, n), min((place + 1) * each, n)
+
+
 def begin(kind: str, device: str) -> tuple[Parallel, torch.device]:
     """This process's part in what torchrun started, and its device. kind: `train.parallel`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        if kind == "fsdp":
+        if kind in ("fsdp", "hsdp"):
             raise UserError(
-                "train.parallel=fsdp needs several processes; start them by torchrun --nproc-per-node N -m sfumato"
+                f"train.parallel={kind} needs several processes; start them by torchrun --nproc-per-node N -m sfumato"
             )
         return Parallel(), choose_device(device)
     chosen = choose_device(device)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
+    if kind == "hsdp":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        if size % here:
+            raise UserError(f"train.parallel=hsdp: {size} processes are not {here} on every machine; use fsdp")
+        return Sharded(chosen, here), chosen
     return (Sharded if kind == "fsdp" else Replicated)(chosen), chosen

@@ -1,4 +1,4 @@
-"""report.html: one file that shows a run, from disk, without a network and without scripts.
+"""report.html: one file that shows a run, from disk, without a network; no script but that of a viewer of its samples.
 
 It is made from the run folder alone, so it can be made again at any time: `write_report(Run("runs/digits"))`.
 """
@@ -6,6 +6,7 @@ It is made from the run folder alone, so it can be made again at any time: `writ
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -19,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from sfumato.files import write_atomic
+from sfumato.registry import find, members
 from sfumato.train.log import LEVELS, read_metrics
 from sfumato.train.progress import duration
 from sfumato.train.run import Run
@@ -27,16 +29,21 @@ from sfumato.train.svg import Series, chart, number
 
 _HISTORY = 8  # earlier sheets of pictures, as thumbnails
 _THUMB = 360  # their width in pixels
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing is fetched, nothing runs
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"  # nothing is fetched or runs
+VIEW = "samples/view.json"  # {"kind": of media, "html": a fragment that shows newest samples}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. html: a finished fragment; whoever makes it escapes what is not theirs. wide: over all columns."""
+    """A part of the page. html: a finished fragment; whoever makes it escapes what is not theirs. wide: over all columns.
+
+    script: JavaScript that the fragment needs; the page allows it by its hash and nothing else.
+    """
 
     title: str
     html: str
     wide: bool = True
+    script: str = ""
 
 
 def write_report(run: Run, extra: Sequence[Section] = ()) -> Path:
@@ -50,6 +57,7 @@ def render_report(run: Run, extra: Sequence[Section] = ()) -> str:
     lines = read_metrics(run.metrics)
     state = run.state()
     sections = [
+        *_viewer(run),
         *_pictures(run),
         Section("Scores", _scores(run.read("scores.json"))),
         *extra,
@@ -65,13 +73,30 @@ def render_report(run: Run, extra: Sequence[Section] = ()) -> str:
         if s.html
     )
     title = escape(run.name)
+    scripts = list(dict.fromkeys(s.script for s in sections if s.html and s.script))
+    policy = "; script-src ".join([_POLICY, " ".join(map(_hashed, scripts))]) if scripts else _POLICY
+    run_last = "".join(f"<script>{script}</script>" for script in scripts)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{STYLE}</style></head>'
-        f"<body><header><h1>{title}</h1>{_headline(state, lines)}</header><main>{body}</main></body></html>\n"
+        f"<body><header><h1>{title}</h1>{_headline(state, lines)}</header><main>{body}</main>{run_last}</body></html>\n"
     )
+
+
+def _hashed(script: str) -> str:
+    """A source of scripts that is this one alone."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _viewer(run: Run) -> list[Section]:
+    """Newest samples to be played or turned, where their kind of media has a viewer."""
+    view = run.read(VIEW)
+    if view.get("kind") not in members("media") or not view.get("html"):
+        return []
+    made: Any = find("media", view["kind"])
+    return [Section(f"Newest {made.noun}", view["html"], script=made.script)]
 
 
 def _headline(state: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ runs/<name>/{recipe.yaml, env.json, data.json, state.json, metrics.jsonl, sample
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -20,14 +21,16 @@ from typing import Any, Literal, final
 from sfumato import __version__
 from sfumato.errors import UserError
 from sfumato.files import disk_errors, is_locked, make_folder, remove_leftovers, try_lock, write_atomic
-from sfumato.spec import Spec, dump_yaml
+from sfumato.registry import Registered
+from sfumato.spec import Spec, as_spec, dump_yaml, parameters
 from sfumato.train.checkpoint import Checkpoints
-from sfumato.train.settings import FREE_TO_CHANGE
+from sfumato.train.settings import FREE_TO_CHANGE, Training
 
 State = Literal["running", "finished", "interrupted", "stopped", "failed"]
 _OWN = (
     "recipe.yaml", "env.json", "data.json", "state.json", "scores.json", "metrics.jsonl", "samples", "checkpoints",
-    "LATEST", "report.html", "model", "tensorboard", "summary.json", "digits.png", "nearest.png", "eval.json",
+    "LATEST", "report.html", "model", "averages",
+    "tensorboard", "wandb", "trackers.json", "summary.json", "digits.png", "nearest.png", "eval.json",
     ".lock",
 )  # fmt: skip
 
@@ -65,9 +68,9 @@ class Run:
         """report.html."""
         return self.folder / "report.html"
 
-    def checkpoints(self, keep: int = 2) -> Checkpoints:
-        """The folder of checkpoints."""
-        return Checkpoints(self.folder / "checkpoints", keep)
+    def checkpoints(self, keep: int = 2, *, every: int = 0, best: bool = False) -> Checkpoints:
+        """The folder of checkpoints, and which ones are kept in it."""
+        return Checkpoints(self.folder / "checkpoints", keep, every=every, best=best)
 
     def open(self) -> None:
         """Make the folder, write recipe.yaml and env.json, and clear away what a killed process left half-written."""
@@ -123,11 +126,16 @@ class Run:
             self.compare(info, settings)
 
     def compare(self, info: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """The same, for the `trainer.json` that was read."""
-        old, new = info["settings"], _plain(settings)
+        """The same, for the `trainer.json` that was read.
+
+        A setting that did not exist when the run was made has its default: a new default does what was done before it.
+        """
+        spec = self.recipe if self.recipe is not None else Spec(Training)
+        defaults = _plain(_defaults(spec, "" if self.recipe is not None else "train."))
+        old, new = {**defaults, **info["settings"]}, _plain(settings)
         changed = [
             f"{path}: {_show(old, path)} -> {_show(new, path)}"
-            for path in sorted(old.keys() | new.keys())
+            for path in sorted(info["settings"].keys() | new.keys())
             if old.get(path, _ABSENT) != new.get(path, _ABSENT) and not _free(path)
         ]
         if changed:
@@ -159,13 +167,32 @@ def _show(settings: Mapping[str, Any], path: str) -> str:
     return json.dumps(settings[path], ensure_ascii=False) if path in settings else "not set"
 
 
+def _defaults(spec: Spec[Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a spec and of those in it at their defaults, by dotted path; what has none is not there."""
+    found: dict[str, Any] = {}
+    for key, (_, usual) in parameters(spec.cls).items():
+        value = getattr(spec, key, None)
+        value, usual = (as_spec(v) if isinstance(v, Registered) else v for v in (value, usual))
+        if isinstance(value, Spec):
+            found |= _defaults(value, f"{prefix}{key}.")
+        if isinstance(usual, Spec):
+            found |= dict(usual.leaves(f"{prefix}{key}."))
+        elif usual is not inspect.Parameter.empty:
+            found[f"{prefix}{key}"] = usual
+    return found
+
+
 def _free(path: str) -> bool:
     """Whether a setting may change on a resume: the budget, how often things are written, what pictures are drawn with.
 
-    The data may lie elsewhere: its fingerprint is compared, not its path.
+    The data may lie elsewhere: its fingerprint is compared, not its path. How much of it may be unreadable says when to stop.
     """
     head, _, rest = path.partition(".")
-    return path in ("title", "data.path") or head == "sampling" or (head == "train" and rest in FREE_TO_CHANGE)
+    return (
+        path in ("title", "data.path", "data.broken")
+        or head == "sampling"
+        or (head == "train" and rest in FREE_TO_CHANGE)
+    )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

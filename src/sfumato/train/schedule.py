@@ -103,6 +103,10 @@ class Budget:
             pace.progress = min(1.0, pace.seconds / total)
             pace.horizon = pace.samples if pace.progress == 1.0 else None
 
+    def forget(self) -> None:
+        """Leave out the throughput that was measured: the run has gone back to fewer samples."""
+        self._points.clear()
+
     def measure(self, training_seconds: float, reserved: float) -> None:
         """Take down the throughput and, for a budget of minutes, set the horizon from it.
 

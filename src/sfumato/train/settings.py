@@ -25,11 +25,16 @@ FREE_TO_CHANGE = frozenset(
             "samples",
             "checkpoint_minutes",
             "keep",
+            "keep_every",
+            "keep_best",
+            "save_async",
             "log_every",
             "evaluations",
             "pictures",
             "threads",
             "trackers",
+            "watchdog",
+            "snapshots",
         ),
         *("compile", "recompute", "memory", "offload", "parallel"),
     }
@@ -70,13 +75,18 @@ class Training(Registered, family="training", name="training"):
     compile: record a step once and replay it; none: on a GPU. fp8: large linear layers of a transformer's blocks multiply in
         8-bit floats (extra `lowbit`, H100 and newer).
     parallel: how several processes (torchrun) share the work: `ddp`, each with the whole model; `fsdp`, each with a slice of
-        every tensor; auto: ddp. A step is the same for any number of them.
+        every tensor; `hsdp`, slices among those of one machine, each machine with the whole; auto: ddp. A step is the same.
     drop: share of training samples whose condition is replaced by "anything", which guidance needs.
     precision: bf16 computes matrix products in bfloat16 and keeps weights in float32; auto takes it where the GPU has it.
-    checkpoint_minutes: minutes between two checkpoints. keep: how many are kept.
+    checkpoint_minutes: minutes between two checkpoints. keep: how many are kept, the newest. keep_every: and of every so many
+        steps the first, for good; 0 for none. keep_best: and the one whose last held-out loss was the lowest.
+    save_async: write checkpoints while the training goes on, from a copy in the host's memory; none: on a GPU.
     log_every: steps between two lines of metrics.jsonl.
     evaluations, pictures: how often over the run the held-out loss is measured and samples are drawn, evenly; 0 for never.
-    threads: background threads that prepare batches. trackers: `tensorboard`, or nothing.
+    threads: background threads that prepare batches. trackers: `tensorboard`, `wandb`, `trackio`.
+    watchdog: seconds without a step after which the stacks of all threads are written down, and the process ends after as
+        many again; none: 600, or 20 times the slowest step; 0 for never.
+    snapshots: how often over the run the averages are kept, evenly, for `sfumato ema`; 0 for never.
     """
 
     batch: int = 64
@@ -94,23 +104,28 @@ class Training(Registered, family="training", name="training"):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_minutes: float = 5.0
     keep: int = 2
+    keep_every: int = 0
+    keep_best: bool = False
+    save_async: bool | None = None
     log_every: int = 20
     evaluations: int = 10
     pictures: int = 10
     threads: int = 1
-    trackers: tuple[Literal["tensorboard"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    watchdog: float | None = None
+    snapshots: int = 0
     optimizer: Spec[Optimizer] = field(default_factory=lambda: Spec(AdamW))
     recompute: float = 0.0
     offload: Literal["none", "optimizer", "all"] = "none"
     memory: str | float | None = None
     compile: bool | None = None
     fp8: bool = False
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "keep", "log_every", "threads"):
             self._need(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("evaluations", "pictures", "weight_decay", "clip", "warmup"):
+        for name in ("evaluations", "pictures", "snapshots", "weight_decay", "clip", "warmup", "keep_every"):
             self._need(name, 0 <= getattr(self, name) < math.inf, "can't be negative; 0 turns it off")
         self._need("accumulate", self.batch % self.accumulate == 0, f"must divide batch = {self.batch} evenly")
         self._need("minutes", self.minutes is None or 0 < self.minutes < math.inf, "must be above 0")
@@ -122,6 +137,7 @@ class Training(Registered, family="training", name="training"):
         self._need("betas", all(0 <= beta < 1 for beta in self.betas), "must lie in [0, 1)")
         self._need("checkpoint_minutes", self.checkpoint_minutes > 0, "must be above 0")
         self._need("ema", len(self.ema) > 0 and all(0 < std < 0.28 for std in self.ema), "must lie in (0, 0.28)")
+        self._need("watchdog", self.watchdog is None or 0 <= self.watchdog < math.inf, "is in seconds; 0 turns it off")
         if self.memory is not None:
             parse_memory(self.memory)
         if self.minutes is not None and self.samples is not None:

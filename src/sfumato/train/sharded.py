@@ -32,6 +32,11 @@ class ShardedEma(Generic[M]):
         self._kept = [[t.clone() for t in self._live] for _ in stds]
 
     @property
+    def spare(self) -> M:
+        """A model of that kind in the host's memory, with no weights of its own."""
+        return self._spare
+
+    @property
     def models(self) -> list[M]:
         """The averaged models as wholes on the main process, elsewhere `spare`. Every process must ask."""
         made = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, final
 
 from torch import nn
 
+from sfumato.data import Data, Replaced
+from sfumato.data.broken import refuse, too_many
 from sfumato.errors import UserError
 from sfumato.train.ema import Ema
 from sfumato.train.optim import AdamW, Optimizer
@@ -48,3 +51,32 @@ def shared(task: Task, settings: Training, parallel: Parallel) -> tuple[Optimize
     optimizer = settings.optimizer.build(task, settings)
     optimizer.across = parallel.squares
     return optimizer, ShardedEma(task.model, settings.ema, spare, parallel)
+
+
+@final
+class Tally:
+    """The unreadable items of a run, as all its processes together met them: their number and names in a checkpoint.
+
+    own: this process's, which its loader counts in. total: of all.
+    """
+
+    def __init__(self, parallel: Parallel, state: Mapping[str, Any] | None = None) -> None:
+        self._parallel = parallel
+        self._before = Replaced.of(state).samples
+        self.own, self.total = Replaced.of(state), Replaced.of(state)
+        self._told = parallel.size * self._before
+
+    def update(self, told: int, data: Data, seen: int) -> None:
+        """Bring `total` up to date. told: the sum of all processes' `own.samples`. seen: samples so far.
+
+        Raises UserError where there are too many (`broken.too_many`), as one process that met them all would.
+        """
+        if told == self._told:
+            return
+        self._told = told
+        each: list[Replaced] = self._parallel.everyone(self.own)
+        items = {index: said for one in each for index, said in one.items.items()}
+        self.total = Replaced(self._before + sum(one.samples - self._before for one in each), items)
+        seen = min(seen, len(data))
+        if too_many(len(items), seen, len(data), data.broken_share):
+            raise refuse(data.where, items, seen, data.broken_share)

@@ -15,6 +15,7 @@ from sfumato.errors import UserError
 from sfumato.model import Model
 from sfumato.registry import Registered
 from sfumato.spec import as_spec
+from sfumato.train.align import Alignment
 
 _ASKED = "asked."  # before the names of a conditioner's tensors
 
@@ -62,17 +63,21 @@ class DiffusionTask(Task):
 
     drop: share of samples that see "anything" instead of their condition (Ho & Salimans, "Classifier-Free Diffusion
     Guidance", 2022, algorithm 1).
+    align: a term that the features of a block add to the loss (`Align`).
     """
 
     model: Model
 
-    def __init__(self, model: Model, objective: Objective, *, drop: float = 0.1) -> None:
+    def __init__(
+        self, model: Model, objective: Objective, *, drop: float = 0.1, align: Alignment | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise UserError(f"drop = {drop}: a share of the samples, at least 0 and below 1")
         self.model = model
         self.objective = objective
         self.drop = drop
+        self.align = align
         model.codec.requires_grad_(False)
 
     @property
@@ -98,15 +103,21 @@ class DiffusionTask(Task):
 
     @property
     def separable(self) -> bool:
-        return self.objective.separable and not isinstance(self.process, nn.Module)
+        return self.objective.separable and not isinstance(self.process, nn.Module) and self.align is None
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         model = self.model
-        x0 = self._clean(batch.media.to(model.device, non_blocking=True))
+        media = batch.media.to(model.device, non_blocking=True)
+        x0 = self._clean(media)
         cond = model.condition(batch.conditions)
         if cond is not None and model.conditioner is not None and self.drop > 0:
             cond = cond.drop(draws.uniform("drop") < self.drop, model.conditioner.null(len(batch)))
-        return self.objective(model.denoiser, x0, cond, draws)
+        if self.align is None:
+            return self.objective(model.denoiser, x0, cond, draws)
+        network = model.denoiser.network
+        with self.align.watch(network.blocks) as seen:
+            loss = self.objective(model.denoiser, x0, cond, draws)
+        return loss._replace(value=loss.value + self.align.loss(seen, media, getattr(network, "patch", None)))
 
     def plan(self, batch: Batch, draws: Draws) -> Planned:
         planned = self.objective.plan(self.model.denoiser, draws)

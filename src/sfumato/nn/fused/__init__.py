@@ -70,7 +70,7 @@ def res_block(
     out: Tensor = ResBlock.apply(  # type: ignore[no-untyped-call]
         x, skip, mod, one.weight, one.bias, first.weight, first.bias, two.weight, two.bias, second.weight, second.bias,
         None if shortcut is None else shortcut.weight, None if shortcut is None else shortcut.bias,
-        (one.num_groups, two.num_groups), one.eps,
+        (one.num_groups, two.num_groups), one.eps, _no_gradients(x, first.weight, skip, mod),
     )  # fmt: skip
     return out
 
@@ -112,5 +112,6 @@ def conv_enlarged(module: nn.Conv2d | nn.Conv3d, x: Tensor, up: Sequence[int]) -
     return blocks.conv_of_few(x, module.weight, module.bias, module.stride, up)
 
 
-def _no_gradients(x: Tensor, weight: Tensor) -> bool:
-    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+def _no_gradients(*used: Tensor | None) -> bool:
+    """Whether nothing is kept for a backward pass."""
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in used))

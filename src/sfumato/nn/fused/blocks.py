@@ -93,14 +93,14 @@ class ResBlock(torch.autograd.Function):
         g1: Tensor, b1: Tensor, w1: Tensor, c1: Tensor,
         g2: Tensor, b2: Tensor, w2: Tensor, c2: Tensor,
         ws: Tensor | None, cs: Tensor | None,
-        groups: tuple[int, int], eps: float,
+        groups: tuple[int, int], eps: float, forward_only: bool,
     ) -> Tensor:  # fmt: skip
+        """forward_only: nothing is kept for a backward pass. In here gradients are always off, so the caller says it."""
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], groups, eps)
         y, stats1 = norm_forward(first, second, n1)
-        if not any(ctx.needs_input_grad) and sharable(first, w2):
+        if forward_only and sharable(first, w2):
             y, _ = norm_forward(convolve_parts(y, w1), None, n2)
             beside: Tensor | Parts = convolve_parts(y, w2)
-            h, stats2 = first, stats1  # nothing is kept
         else:
             h = convolve(y, w1)
             y, stats2 = norm_forward(h, None, n2)
@@ -109,8 +109,9 @@ class ResBlock(torch.autograd.Function):
             total = mix(beside, rows(first), None, None, c2)
         else:
             total = mix(beside, rows(first), None if second is None else rows(second), ws, c2, cs)
-        ctx.save_for_backward(first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2)
-        ctx.groups, ctx.eps = groups, eps
+        if not forward_only:
+            ctx.save_for_backward(first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2)
+            ctx.groups, ctx.eps = groups, eps
         return _like_rows(total, first)
 
     @staticmethod
@@ -136,7 +137,7 @@ class ResBlock(torch.autograd.Function):
             back1.first, back1.second, dmod,
             _as(back1.gamma, g1), _as(back1.beta, b1), dw1, _as(back2.bias, c1),
             _as(back2.gamma, g2), _as(back2.beta, b2), dw2, _as(dc2, c1),
-            dws, None if ws is None else _as(dc2, c1), None, None,
+            dws, None if ws is None else _as(dc2, c1), None, None, None,
         )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 _TILE = 32768  # elements of a tile: what a multiprocessor's registers hold in half precision
 _AIM = 8192  # elements of a tile if the field allows
 _NARROW, _WIDE = 32, 128  # channels of a tile
-_PART = 1024  # rows that one program sums
+_LEAST, _BUSY = 8, 64  # channels of a tile, and programs below which tiles are made as narrow as that
+_ALONE, _PART = 1024, 256  # rows that one program sums: all of few, else so many that reading keeps the GPU busy
 _FEW = 64  # tiles of 128 x 128, of 132 multiprocessors: below, a product is shared out among more programs
 _PROGRAMS, _MOST_PARTS = 264, 32
 
@@ -40,17 +41,20 @@ class Normed:
         some = self.scale if self.scale is not None else self.add
         return 0 if some is None else some.stride(0)
 
-    def tile(self, positions: int, channels: int, most: int) -> dict[str, Any]:
+    def tile(self, batch: int, positions: int, channels: int, most: int) -> dict[str, Any]:
         """How the field is cut: whole groups of channels, and all positions at once where they fit.
 
         Measured on an H100 (docs/performance.md): 32 channels of 16 x 16 positions and more, 16 where that is too much for
-        the registers, and more of a smaller field, so that a program has some thousand elements.
+        the registers, and more of a smaller field, so that a program has some thousand elements. Few samples make few
+        programs: then each takes less, down to 8 channels, so that more of the GPU has work.
         """
         per, rows = channels // self.groups, _power(positions)
         wide = max(_power(per), min(_WIDE, max(_NARROW, _AIM // rows), max(16, most // rows)))
         once = rows * wide <= most
         if not once:
             rows, wide = min(rows, 256), max(_power(per), _NARROW)
+        while wide >= 2 * max(per, _LEAST) and batch * -(-channels // wide) < _BUSY:
+            wide //= 2
         groups = max(1, min(self.groups, wide // per))
         wide = _power(groups * per)
         warps = max(2, min(8, rows * wide // 1024))
@@ -124,7 +128,7 @@ def norm_forward(
         out = field_like(first, c1 + c2)
     if stats is None:
         stats = torch.empty(2, len(out), n.groups, dtype=torch.float32, device=out.device)
-    tile = n.tile(positions, c1 + c2, _TILE)
+    tile = n.tile(len(out), positions, c1 + c2, _TILE)
     _launch(
         "norm_forward", (-(-n.groups // tile["GROUPS"]), len(out)),
         given, _or(second, given), out, _or(n.bias, given), _or(n.add, given), n.gamma, n.beta, _or(n.scale, given),
@@ -160,7 +164,7 @@ def norm_backward(
     """Gradients of `norm_forward` for grad (B, C, *S); `beside` is added to the field's."""
     positions, c1, c2 = _sizes(first, second)
     batch, channels, device = len(first), c1 + c2, first.device
-    tile = n.tile(positions, channels, _TILE // 2)
+    tile = n.tile(batch, positions, channels, _TILE // 2)
     dfirst = torch.empty_like(first)
     dsecond = None if second is None else torch.empty_like(second)
     shifted = n.bias is not None or n.add is not None
@@ -259,7 +263,7 @@ def convolve_parts(x: Tensor, weight: Tensor, stride: tuple[int, int] = (1, 1), 
 def column_sums(x: Tensor) -> Tensor:
     """Sums over the rows of x (M, N), float32 (N,), in an order that does not depend on the run."""
     rows, wide = x.shape
-    parts = 1 if rows <= _PART else min(-(-rows // _PART), 512)
+    parts = 1 if rows <= _ALONE else min(-(-rows // _PART), 512)
     block_n = 32 if parts == 1 else min(128, _power(wide))
     out = torch.empty(parts, wide, dtype=torch.float32, device=x.device)
     _launch(

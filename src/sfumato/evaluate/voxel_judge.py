@@ -1,0 +1,67 @@
+"""A judge of voxel models: a small 3-D convolutional classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.evaluate.judge import Judge
+
+_COARSEST = 4
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def _twice(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        _conv(inputs, outputs, stride), nn.BatchNorm3d(outputs), nn.ReLU(),
+        _conv(outputs, outputs), nn.BatchNorm3d(outputs), nn.ReLU(),
+    )  # fmt: skip
+
+
+@final
+class VoxelJudge(Judge, name="conv3d"):
+    """Convolutions, halving the sides down to 4; features are mean and maximum over all positions of the last stage.
+
+    shape: (4, X, Y, Z). width: channels of the first stage, doubled in each of the next up to 8 times as many. 0.9 million
+    parameters and 256 features at 32^3 and width 16.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: tuple[str, ...],
+        *,
+        width: int = 16,
+        trained: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(shape, classes, trained, drop=0.3)
+        self.width = width
+        channels, side = width, -(-max(shape[1:]) // 2)
+        stages = [_twice(4, width, 2)]
+        while side > _COARSEST:
+            outputs = min(2 * channels, 8 * width)
+            stages.append(_twice(channels, outputs, 2))
+            channels, side = outputs, -(-side // 2)
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(2 * channels, len(classes))
+
+    @property
+    def name(self) -> str:
+        return f"conv3d{self.width}"
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {"width": self.width}
+
+    def see(self, media: Tensor) -> Tensor:
+        occupied = (media[:, 3:] > 127).to(media.dtype)
+        x = torch.cat([(media[:, :3] / 127.5 - 1) * occupied, 2 * occupied - 1], 1)
+        x = F.relu(self.stages(x))
+        return torch.cat([x.mean((2, 3, 4)), x.amax((2, 3, 4))], 1)

@@ -1,0 +1,35 @@
+"""`solids`: text to voxel models from nothing, on solids that a program makes and reads back; what the demo trains."""
+
+from __future__ import annotations
+
+from sfumato.codecs import Voxels
+from sfumato.conditioners import Text
+from sfumato.core import DenoisingLoss, LogitNormalTimes
+from sfumato.data import Solids
+from sfumato.guidance import ClassifierFree
+from sfumato.nn import UNet
+from sfumato.pipeline import Sampling
+from sfumato.recipes.base import Recipe, recipe
+from sfumato.spec import Spec
+from sfumato.train import Training
+
+
+@recipe("solids")
+def solids(*, minutes: float = 2.5, width: int = 32, pairs: float = 0.0) -> Spec[Recipe]:
+    """Solids of 16^3 voxels asked for in words: "a large red ball", with pairs above 0 "a small red ball on a blue box".
+
+    minutes: of training. width: of the U-Net. pairs: share of models with two solids.
+    """
+    return Spec(
+        Recipe,
+        title="solids",
+        data=Spec(Solids, pairs=pairs),
+        network=Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=(), middle_attention=True),
+        codec=Spec(Voxels, fold=2),
+        conditioner=Spec(Text, width=64, depth=1, heads=2, buckets=1024),
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=0.4, std=1.2)),
+        sampling=Sampling(steps=12, guidance=ClassifierFree(scale=1.5)),
+        train=Training(
+            batch=32, minutes=minutes, lr=3e-3, decay=0.5, ema=(0.05,), evaluations=2, pictures=2, checkpoint_minutes=2.0
+        ),
+    )

@@ -1,0 +1,75 @@
+"""`voxels`: coloured voxel models asked for in words, at 32^3; what the model that ships was trained with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sfumato.codecs import Voxels as VoxelCodec
+from sfumato.conditioners import Conditioner, Label, Text
+from sfumato.core import DenoisingLoss, LogitNormalTimes, Network
+from sfumato.data import Data
+from sfumato.errors import UserError
+from sfumato.guidance import ClassifierFree
+from sfumato.nn import DiT, UNet
+from sfumato.pipeline import Sampling
+from sfumato.recipes.base import Recipe, recipe
+from sfumato.recipes.image import title_of
+from sfumato.spec import Spec
+from sfumato.train import Training
+
+Size = Literal["xs", "s", "m"]
+_SIZES = {"xs": (16, 32, 256), "s": (32, 64, 1024), "m": (48, 96, 2048)}  # width of network and text, rows of its table
+_FOLDED = 16  # positions a side that the network works at
+_LONGEST = 96  # bytes of a prompt
+
+
+@recipe("voxels")
+def voxels(
+    *, data: Spec[Data], minutes: float = 5.0, size: Size = "m", network: Literal["unet", "dit"] = "unet"
+) -> Spec[Recipe]:
+    """Voxel models asked for in words ("a pine tree"), or by class where there are no captions. U-Net or transformer.
+
+    data: an .npz, or a folder of .vox files or meshes. minutes: of training, made for one GPU. size: m is the model that
+    ships, 4.7 million parameters; s and xs are to try things out on a CPU. network: a U-Net of cells folded 2^3 into channels
+    (one of 64^3: 4^3), or a transformer over patches of 4^3 cells.
+    """
+    info = data.build().info
+    if info.kind != "voxels":
+        raise UserError(
+            f"recipe 'voxels' is for voxel models, not {info.kind} data of {info.shape}; use recipe 'image'"
+        )
+    width, text, rows = _SIZES[size]
+    side = info.shape[1]
+    fold = max(1, side // _FOLDED) if side % _FOLDED == 0 else 1
+    net: Spec[Network] = Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=(1,), dropout=0.1)
+    codec = Spec(VoxelCodec, fold=fold)
+    if network == "dit":
+        heads = max(2, width // 8)
+        net = Spec(DiT, width=4 * width, depth=6, heads=heads, patch=max(2, side // 8), dropout=0.1)
+        codec = Spec(VoxelCodec)
+    conditioner: Spec[Conditioner] | None = None
+    if info.captions:
+        conditioner = Spec(Text, width=text, depth=1, heads=4, length=_LONGEST, buckets=rows)
+    elif len(info.labels) > 1:
+        conditioner = Spec(Label, width=text)
+    return Spec(
+        Recipe,
+        title=title_of(data),
+        data=data,
+        network=net,
+        codec=codec,
+        conditioner=conditioner,
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=0.4, std=1.2)),
+        sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
+        train=Training(
+            batch=128 if size == "m" else 32,
+            minutes=minutes,
+            lr=1.5e-3,
+            decay=0.5,
+            ema=(0.05, 0.1),
+            evaluations=4,
+            pictures=2,
+            checkpoint_minutes=10.0,
+            threads=4 if size == "m" else 1,
+        ),
+    )

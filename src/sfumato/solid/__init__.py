@@ -1,0 +1,1 @@
+"""Solids: voxel grids as files, meshes and pictures. Knows nothing of models."""

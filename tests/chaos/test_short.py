@@ -1,0 +1,19 @@
+"""Short forms of the rows of faults; `make chaos` runs them in full."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.__main__ import ROWS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of a run are forked")
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_row(tmp_path: Path, number: int) -> None:
+    row = ROWS[number](tmp_path, False)
+    if row.verdict == "skipped":
+        pytest.skip(row.figure)
+    assert row.problems == []

@@ -27,8 +27,9 @@ types: $(VENV)/.ok-dev   ## static types, strict
 claims: $(VENV)/.ok-dev  ## rerun the figures of README and docs that a CPU can rerun (long)
 	$(BIN)/python -m pytest -n 0 -m slow --timeout=3600 tests/claims
 
-chaos: $(VENV)/.ok-dev   ## faults in full: kills, corruption, full disks (long)
+chaos: $(VENV)/.ok-dev   ## faults in full: kills, corruption, full disks, machines that come and go; a line a row (20 minutes)
 	$(BIN)/python -m pytest -n 2 -m slow --timeout=1800 --ignore=tests/claims
+	$(BIN)/python -m tests.chaos
 
 bench: $(VENV)/.ok-dev   ## speed on this CPU against diffusers, in one run
 	$(PIP) -e '.[bench]'

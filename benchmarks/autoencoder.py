@@ -13,7 +13,7 @@ patch discriminator with batch norms, hinge loss, and two Adam optimizers (0.5, 
 bfloat16 autocast with fused Adam; rate 2e-4 falling to 0 in the last half, as ours falls. On both sides the critic begins at
 half of the run.
 
-Needs, with the usual 2 minutes: about 9 minutes of one GPU for f8 and f4 both, and 30 GiB of it. Rows: PSNR (dB) and SSIM of
+Needs, with the usual 2 minutes: about 9 minutes of one GPU for f8 and f4 both, and 16 GiB of it. Rows: PSNR (dB) and SSIM of
 held-out pictures, milliseconds a picture through encoder and decoder, pictures learnt a second.
 """
 
@@ -50,7 +50,7 @@ CASES = {"f8": (8, 4), "f4": (4, 3)}  # factor, channels of the latent
 
 @dataclass(frozen=True)
 class Figures:
-    """psnr, ssim: means over the held-out pictures. ms: of a picture through encoder and decoder. rate: pictures learnt a second."""
+    """psnr, ssim: means over held-out pictures. ms: of a picture both ways. rate: pictures learnt a second."""
 
     psnr: float
     ssim: float
@@ -276,7 +276,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def half_of_the_run(args: argparse.Namespace, case: str, device: torch.device, folder: Path) -> int:
-    """Samples of half of our run, from a tenth of it without a critic; the recipe counts in samples, the budget is minutes."""
+    """Samples of half of our run, from a tenth of it without a critic: the recipe counts in samples, not minutes."""
     shorter = argparse.Namespace(**(vars(args) | {"minutes": args.minutes / 10, "expected": None}))
     data = opened(args.data, args.tiny_side if args.tiny else None)
     return int(5 * ours(shorter, case, data, device, folder).samples)

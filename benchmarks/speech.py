@@ -63,7 +63,9 @@ def main() -> None:
     for column in COLUMNS:
         folder = Path(args.judges or work / "judges") / column
         judges[column] = sound_judge_of(data, column, folder, epochs=args.judge_epochs, device=args.device)
-        say(f"judge {column}: {judges[column].trained['accuracy']:.2%} of {judges[column].trained['judged']} held-out sounds")
+        say(
+            f"judge {column}: {judges[column].trained['accuracy']:.2%} of {judges[column].trained['judged']} held-out sounds"
+        )
     report["judges"] = {c: j.trained for c, j in judges.items()}
     _packed(out / "judges.tar", work / "judges")
 
@@ -74,7 +76,9 @@ def main() -> None:
     say(f"vocoder: {report['vocoder']}")
     _packed(out / "vocoder.tar", folder)
 
-    spec = digits_speech(data=data_spec, minutes=args.minutes, samples=args.samples, size=args.size, vocoder=str(folder))
+    spec = digits_speech(
+        data=data_spec, minutes=args.minutes, samples=args.samples, size=args.size, vocoder=str(folder)
+    )
     try:
         made = trainer(spec, work / "run", device=args.device).fit()
     except RuntimeError as error:  # a transform that this machine can't record in a CUDA graph
@@ -103,7 +107,12 @@ def main() -> None:
 
     pipeline.to("cpu")
     reads = {k: list(v) if isinstance(v, tuple) else v for k, v in data_spec.settings.items() if k != "path"}
-    about = {"run": "speech", "data": "Free Spoken Digit Dataset (CC BY-SA 4.0)", "samples": made.samples, "reads": reads}
+    about = {
+        "run": "speech",
+        "data": "Free Spoken Digit Dataset (CC BY-SA 4.0)",
+        "samples": made.samples,
+        "reads": reads,
+    }
     pipeline.trained = {**about, "seconds": round(made.seconds, 1)}
     _packed(out / "full.tar", pipeline.save_pretrained(work / "full"))
     ships = modelfolder.save_compact(work / "full", work / "speech", trained={"guidance": best})
@@ -202,7 +211,9 @@ def _sheet(pipeline: Pipeline, data: Sounds, out: Path) -> None:
     kind = kind_of(data.info)
     media.save_png(kind.sheet(rows, data.info, len(WORDS), words), out / "spectrograms.png")
     page = kind.viewer(list(made), data.info, prompts)
-    (out / "player.html").write_text(f"<!DOCTYPE html><meta charset=utf-8><title>speech</title>{page}", encoding="utf-8")
+    (out / "player.html").write_text(
+        f"<!DOCTYPE html><meta charset=utf-8><title>speech</title>{page}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def sounds() -> Pipeline:
     from sfumato.codecs import Waveform
 
     spec = tiny_spec(SOUND)
-    made = ModelSpec(SOUND, NETWORKS["unet"], spec.process, spec.parameterization, Spec(Waveform, fold=8), spec.conditioner)
+    made = ModelSpec(
+        SOUND, NETWORKS["unet"], spec.process, spec.parameterization, Spec(Waveform, fold=8), spec.conditioner
+    )
     return Pipeline(tiny_model(made), made)
 
 
@@ -74,16 +76,17 @@ def test_a_variation_begins_at_the_noised_media() -> None:
     """The last step of a walk of an untrained model (D = x_t / (alpha^2 + sigma^2) alpha) starts from alpha x0 + sigma eps."""
     pipeline = tiny_pipeline("text", "unet", info=FIELD, steps=10)
     media = torch.randn(1, *FIELD.shape)
-    seen: list[torch.Tensor] = []
+    seen: list[float] = []
 
     def first(pipe: object, step: int, t: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
-        seen.append(t.reshape(-1)[0])
+        seen.append(float(t.reshape(-1)[0]))
 
     from sfumato.editing import run
 
-    plan = pipeline.plan("a", seed=1, num_inference_steps=10, grid=KarrasGrid())
+    plan = pipeline.plan("a", seed=1, num_inference_steps=10, grid=KarrasGrid(), solver="ddim")
     near, far = (torch.cat(list(run(pipeline, plan, Edit(media, strength=s), 64, first))) for s in (0.1, 0.9))
     assert (near - media).norm() < 0.3 * (far - media).norm()
+    assert seen[:2] == [0.0, pytest.approx(float(KarrasGrid()(Flow(), 10)[2]))]  # one step for 0.1, nine for 0.9
     assert len(seen) == 1 + 9
 
 
@@ -119,9 +122,18 @@ def test_a_continued_sound_begins_with_what_was_there() -> None:
     [
         (lambda: Edit(strength=0.0), "strength=0: must be above 0"),
         (lambda: Edit(strength=0.5), "need something to begin with; give init="),
-        (lambda: Edit(torch.zeros(1, 2, 11), torch.ones(1, 1, 9, dtype=torch.bool)), r"a mask of size \(9,\) does not fit"),
-        (lambda: edit(tiny_pipeline(info=FIELD), torch.zeros(1, 3, 11), strength=0.5, prompt="a"), "are not what this model makes"),
-        (lambda: edit(tiny_pipeline(info=FIELD), torch.zeros(3, 2, 11), strength=0.5, prompt="a", n=2), "3 media to begin with for 2"),
+        (
+            lambda: Edit(torch.zeros(1, 2, 11), torch.ones(1, 1, 9, dtype=torch.bool)),
+            r"a mask of size \(9,\) does not fit",
+        ),
+        (
+            lambda: edit(tiny_pipeline(info=FIELD), torch.zeros(1, 3, 11), strength=0.5, prompt="a"),
+            "are not what this model makes",
+        ),
+        (
+            lambda: edit(tiny_pipeline(info=FIELD), torch.zeros(3, 2, 11), strength=0.5, prompt="a", n=2),
+            "3 media to begin with for 2",
+        ),
         (lambda: edit(tiny_pipeline(info=FIELD), size=(3, 3), prompt="a"), "this model makes media of 1 axes"),
         (lambda: extend(tiny_pipeline(info=FIELD), torch.zeros(2, 11), 20, overlap=1.0), "overlap=1: the share"),
     ],

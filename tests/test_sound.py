@@ -83,7 +83,9 @@ def test_bands_share_out_every_bin_and_have_the_area_of_their_triangles(bins: in
     inside &= (torch.arange(bins) + 0.5) * step <= points[-2]
     torch.testing.assert_close(bank[:, inside].sum(0), torch.ones(int(inside.sum()), dtype=torch.float64))
     area = (points[2:] - points[:-2]) / 2 / step
-    torch.testing.assert_close(bank[:-1].sum(1), area[:-1])  # the last one ends at half the rate, the last bin beyond it
+    torch.testing.assert_close(
+        bank[:-1].sum(1), area[:-1]
+    )  # the last one ends at half the rate, the last bin beyond it
     assert (bank.sum(1) > 0).all()
 
 
@@ -133,7 +135,9 @@ def test_rates_that_can_not_be_are_refused(rates: tuple[int, int], said: str) ->
 # ---------------------------------------------------------------- WAV
 
 
-def riff(code: int, channels: int, rate: int, bits: int, raw: bytes, said: int | None = None, extra: bytes = b"") -> bytes:
+def riff(
+    code: int, channels: int, rate: int, bits: int, raw: bytes, said: int | None = None, extra: bytes = b""
+) -> bytes:
     form = struct.pack("<HHIIHH", code, channels, rate, rate * channels * bits // 8, channels * bits // 8, bits) + extra
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"LIST" + struct.pack("<I", 3) + b"abc\0"
     return b"RIFF" + struct.pack("<I", 0) + body + b"data" + struct.pack("<I", len(raw) if said is None else said) + raw

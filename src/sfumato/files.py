@@ -30,6 +30,10 @@ class DiskFullError(SfumatoError):
     """There was no space left to write a file."""
 
 
+class UnwritableError(SfumatoError):
+    """A file could not be written for a reason that may pass, such as a disk of the network that does not answer."""
+
+
 class CorruptError(SfumatoError):
     """A file is not what its manifest says it is."""
 

@@ -19,9 +19,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import torch.distributed.device_mesh
-import torch.distributed.fsdp
-import torch.distributed.tensor  # what the forked lives would each import
 
 from sfumato.files import write_atomic
 from tests.chaos.rings import row4, row7, row9

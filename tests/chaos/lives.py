@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.device_mesh
+import torch.distributed.fsdp
+import torch.distributed.tensor  # what each life would import
 
 from sfumato.errors import SfumatoError
 from sfumato.tensorfile import StoredTensors, groups_of
@@ -228,7 +231,7 @@ def intact(folder: Path) -> list[int]:
 def kill_points(n: int, steps: int, processes: int, seed: int) -> Sequence[tuple[int, float, int]]:
     """n random (step, seconds after it, rank), by step."""
     rng = random.Random(seed)
-    points = [(rng.randrange(1, steps - 1), rng.random() * 0.02, rng.randrange(processes)) for _ in range(n)]
+    points = [(rng.randrange(1, steps - 15), rng.random() * 0.02, rng.randrange(processes)) for _ in range(n)]
     return sorted(points)
 
 

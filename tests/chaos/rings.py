@@ -36,6 +36,7 @@ def torchrun(
 ) -> subprocess.Popen[bytes]:
     """Start torchrun on the child; what it says goes to a file of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "slow").touch()
     command = [*before, sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.chaos.child"]
     clean = {
         k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PYTEST_CURRENT_TEST")
@@ -114,7 +115,7 @@ def row4(folder: Path, full: bool) -> Row:
     launcher: list[int | None] = []
     for kind in kinds:
         run = folder / kind
-        asked = {**settings(120, parallel=kind), "checkpoint_minutes": 1e6, "slow": 0.02}
+        asked = {**settings(120, parallel=kind), "checkpoint_minutes": 1e6, "slow": 0.05}
         process = torchrun(run, asked, "--nproc-per-node", "2", "--standalone")
         row.check(bool(wait_for(lambda run=run: steps_after(run, 0, 2, 20 * BATCH), 60)), f"{kind}: did not begin")
         asked_at = time.time()
@@ -144,8 +145,8 @@ def row4(folder: Path, full: bool) -> Row:
 def row7(folder: Path, full: bool) -> Row:
     """2 ranks, 1, and 2 again."""
     row = Row(7, "elastic 2 -> 1 -> 2 ranks")
-    steps = 400 if full else 250
-    asked = {**settings(steps, dropout=0.0), "checkpoint_minutes": 0.01, "slow": 0.02}
+    steps = 500
+    asked = {**settings(steps, dropout=0.0), "checkpoint_minutes": 0.01, "slow": 0.1}
     run, alone, port = folder / "run", folder / "alone", free_port()
     ring = [
         "--nnodes",
@@ -162,7 +163,7 @@ def row7(folder: Path, full: bool) -> Row:
     second = torchrun(run, asked, *ring, log="b.txt")
     backs: list[float] = []
     try:
-        row.check(bool(wait_for(lambda: steps_after(run, 0, 2, 30 * BATCH), 90)), "two did not begin")
+        row.check(bool(wait_for(lambda: steps_after(run, 0, 2, 10 * BATCH), 90)), "two did not begin")
         for world, act in ((1, lambda: kill(second)), (2, lambda: torchrun(run, asked, *ring, log="c.txt"))):
             begun = time.time()
             third = act()
@@ -170,7 +171,8 @@ def row7(folder: Path, full: bool) -> Row:
             if not row.check(bool(found), f"{world} did not go on"):
                 return row
             backs.append(found[0]["time"] - begun)
-            wait_for(lambda begun=begun, world=world: len(steps_after(run, begun, world)) > 20 * world, 30)
+            wait_for(lambda begun=begun, world=world: len(steps_after(run, begun, world)) > 10 * world, 30)
+        (run / "slow").unlink()
         codes = [end_of(first, 120), end_of(third, 30) if third is not None else None]
         row.check(codes[0] == 0, f"torchrun ended with {codes}")
     finally:
@@ -248,7 +250,7 @@ def row9(folder: Path, full: bool) -> Row:
 
 def _cut(row: Row, folder: Path, ip: str) -> Row:
     steps, run, alone = 500, folder / "run", folder / "alone"
-    asked = {**settings(steps, dropout=0.0), "checkpoint_minutes": 0.01, "slow": 0.02, "watchdog": 5.0}
+    asked = {**settings(steps, dropout=0.0), "checkpoint_minutes": 0.01, "slow": 0.1, "watchdog": 5.0}
 
     def host(name: str, number: int, log: str) -> subprocess.Popen[bytes]:
         ring = [
@@ -270,7 +272,7 @@ def _cut(row: Row, folder: Path, ip: str) -> Row:
 
     first, second = host("sfa", 1, "a.txt"), host("sfb", 2, "b.txt")
     try:
-        if not row.check(bool(wait_for(lambda: steps_after(run, 0, 2, 30 * BATCH), 90)), "two did not begin"):
+        if not row.check(bool(wait_for(lambda: steps_after(run, 0, 2, 10 * BATCH), 90)), "two did not begin"):
             return row
         cut_at = time.time()
         subprocess.run([ip, "-n", "sfb", "link", "set", "sfb0", "down"], check=True)
@@ -288,6 +290,7 @@ def _cut(row: Row, folder: Path, ip: str) -> Row:
         found = wait_for(lambda: steps_after(run, back_at, 2), 90)
         both_after = found[0]["time"] - back_at if found else None
         row.check(bool(found), "two did not go on")
+        (run / "slow").unlink()
         row.check(end_of(first, 180) == 0, "the host that was never cut off failed")
     finally:
         for process in (first, second):

@@ -45,9 +45,9 @@ def row1(folder: Path, full: bool) -> Row:
         row.check(live(straight, asked).code == 0, f"{kind}: the run that is left alone failed")
         for i, (step, delay, victim) in enumerate(kill_points(kills, steps, how["processes"], seed)):
             life = live(broken, {**asked, "save_async": i % 2 == 1}, kill_after(step, delay, victim))
-            row.check(life.code in (-9, 0), f"{kind}: life {i} ended with {life.codes}")
-            row.check(life.code == -9 or i == kills - 1, f"{kind}: life {i} was over before its kill")
-            lives += life.code == -9
+            killed = life.codes[victim] == -9
+            row.check(killed, f"{kind}: life {i} ended with {life.codes} and not by its kill of rank {victim}")
+            lives += killed
         row.check(live(broken, asked).code == 0, f"{kind}: the last life failed")
         ours, theirs = digests(broken), digests(straight)
         for name in theirs:

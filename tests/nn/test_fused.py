@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from sfumato.core import Cond, CondShape
 from sfumato.core.philox import normal, plain_normal
-from sfumato.nn import UNet, fused
+from sfumato.nn import DiT, UNet, fused
+from sfumato.nn.captured import regional
 from sfumato.nn.layers import gelu_linear
 
 pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not installed")
@@ -42,12 +44,13 @@ def _network(shape: tuple[int, ...], settings: dict[str, Any]) -> UNet:
     return network
 
 
-def _run(network: UNet, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _run(network: UNet | DiT, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     network.zero_grad()
     x = x.clone().requires_grad_()
     device, dtype = x.device, x.dtype
     tokens = torch.linspace(-1, 1, len(x) * 18).view(len(x), 3, 6).to(device, dtype)
-    out = network(x, torch.linspace(0.1, 0.9, len(x), device=device), Cond(tokens=tokens))
+    cond = Cond(tokens=tokens) if network.cond.tokens else Cond()
+    out = network(x, torch.linspace(0.1, 0.9, len(x), device=device), cond)
     ramp = torch.arange(out.numel(), device=device).view_as(out).sin()
     (out.float() * ramp).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
@@ -94,7 +97,9 @@ def test_without_gradients_convolutions_of_few_positions_are_shared_out(
         with fused.plain():
             theirs = network(x, u, cond)
     convolutions = sum(isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)) for m in network.modules())
-    assert launched.count("conv_parts") == (convolutions if len(shape) < 4 else 0)  # weights ask for gradients: no matter
+    assert launched.count("conv_parts") == (
+        convolutions if len(shape) < 4 else 0
+    )  # weights ask for gradients: no matter
     assert ours.shape == theirs.shape and _apart(ours, theirs) < 2e-6
 
 
@@ -196,3 +201,49 @@ def test_a_product_that_ends_in_gelu_is_the_two_one_after_the_other() -> None:
         product = nn.functional.linear(*(v.double() for v in (x, layer.weight, layer.bias)))
         exact = nn.functional.gelu(product, approximate="tanh")
     assert ours.shape == (2, 5, 96) and _apart(ours, exact) < 3e-3
+
+
+def _dit(tokens: int = 0) -> DiT:
+    torch.manual_seed(0)
+    network = DiT((3, 10, 8), CondShape(tokens=tokens), width=48, depth=2, heads=2, patch=2)
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.15) if p.ndim > 1 else nn.init.normal_(p, mean=0.5, std=0.2)
+    return network
+
+
+@pytest.mark.parametrize("tokens", [0, 6])
+def test_a_transformer_of_fused_parts_equals_the_plain_one(interpreted: None, tokens: int) -> None:
+    network, x = _dit(tokens), torch.randn(3, 3, 10, 8)
+    ours = _run(network, x)
+    with fused.plain():
+        theirs = _run(network, x)
+    assert not torch.equal(ours[0], theirs[0])  # the fused parts did run
+    assert _apart(ours[0], theirs[0]) < 2e-6 and _apart(ours[1], theirs[1]) < 5e-6
+    assert ours[2].keys() == theirs[2].keys()
+    for name, gradient in theirs[2].items():
+        assert _apart(ours[2][name], gradient) < 5e-5, name
+
+
+def test_operators_on_tokens_are_what_a_compiler_takes_them_for(interpreted: None) -> None:
+    x, branch = torch.randn(2, 2, 5, 24, requires_grad=True).unbind(0)
+    gate, scale, shift = torch.randn(2, 72, requires_grad=True).chunk(3, 1)
+    for given in ((x, branch, gate, scale, shift), (x, None, None, scale, shift), (x, branch, gate, None, None)):
+        torch.library.opcheck(torch.ops.sfumato.gate_norm.default, given)
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_bfloat16_a_fused_transformer_is_as_near_to_float64_as_the_plain_one(compiled: bool) -> None:
+    network, x = _dit().cuda(), torch.randn(4, 3, 10, 8, device="cuda")
+    exact = _run(copy.deepcopy(network).double(), x.double())
+    half, halved = copy.deepcopy(network).bfloat16(), x.bfloat16()
+    with fused.plain():
+        plain = _run(half, halved)
+    if compiled:
+        regional(half)
+    ours = _run(half, halved)
+    for mine, theirs, true in zip(ours[:2], plain[:2], exact[:2]):
+        assert _apart(mine, true) < 1.5 * _apart(theirs, true)
+    for name, true in exact[2].items():
+        key = next(k for k in ours[2] if k.replace("_orig_mod.", "") == name)
+        assert _apart(ours[2][key], true) < 1.5 * _apart(plain[2][name], true) + 2e-3, name

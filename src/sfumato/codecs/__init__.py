@@ -7,6 +7,7 @@ from sfumato.codecs.base import Codec, Whitening
 from sfumato.codecs.folder import load_weights, open_codec, save_autoencoder
 from sfumato.codecs.latent import Latent
 from sfumato.codecs.pixels import Arrays, Pixels
+from sfumato.codecs.points import Points
 from sfumato.codecs.voxels import Voxels
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Latent",
     "Mel",
     "Pixels",
+    "Points",
     "Spectrogram",
     "Vocoder",
     "Vocos",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from typing import ClassVar, Literal, final
 
@@ -120,8 +121,10 @@ class Latent(Codec, name="latent"):
         with self._half(h):
             return self.net.decode(h)
 
-    def _half(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda and self.precision == "auto")
+    def _half(self, x: Tensor) -> AbstractContextManager[object]:
+        if not x.is_cuda:
+            return nullcontext()
+        return torch.autocast("cuda", torch.bfloat16, enabled=self.precision == "auto")
 
     @torch.no_grad()
     def measure(self, media: Iterable[Tensor]) -> None:

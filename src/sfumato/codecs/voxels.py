@@ -96,7 +96,7 @@ class Voxels(Codec, name="voxels"):
 
     def _folded(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         for batch in batches:
-            for part in batch.split(64):
+            for part in torch.split(batch, 64):
                 yield fold(self.encode(part.to(self.colour.device)), self.fold)
 
     def bounds(self) -> tuple[Tensor, Tensor]:

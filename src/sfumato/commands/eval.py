@@ -14,6 +14,8 @@ from rich.console import Console
 
 from sfumato.commands.eval_audio import NAME as _SOUNDS
 from sfumato.commands.eval_audio import SoundScoring, score_sounds
+from sfumato.commands.eval_voxels import NAME as _VOXELS
+from sfumato.commands.eval_voxels import VoxelScoring, score_voxels
 from sfumato.commands.say import columns, duration, say, say_json
 from sfumato.commands.words import RUNS, check_keys, find_model, only_settings, whole_number
 from sfumato.data import Data, Emoji, open_data
@@ -54,9 +56,9 @@ OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", 
 _GROUP = "class_scores"  # all of them
 _FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
 _ALIGNMENT = "alignment"  # whether pictures show their captions, by a judge of words
-_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _GROUP, *OF_SAMPLES)
-_OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS])  # metrics whose n counts samples
-_USUAL = {"audio": _SOUNDS}  # kind of media -> what is measured where nothing is asked for
+_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _GROUP, *OF_SAMPLES)
+_OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS], [_VOXELS])  # metrics whose n counts samples
+_USUAL = {"audio": _SOUNDS, "voxels": _VOXELS}  # kind of media -> what is measured where nothing is asked for
 _KEYS = ("metrics", "n", "seed", "batch", "dtype", "data", "judge")
 _ITEMS = 512  # by default, where there are as many
 _DRAWN = 250  # samples at a time, by default
@@ -133,6 +135,7 @@ _SETTINGS: dict[str, type] = {
     _FEATURES: _Features,
     _ALIGNMENT: _Alignment,
     _SOUNDS: SoundScoring,
+    _VOXELS: VoxelScoring,
     _GROUP: _Samples,
 }
 
@@ -289,8 +292,9 @@ def _opened(
 ) -> tuple[Judge | None, list[Extractor]]:
     """The judge and the extractors that are named: before any work, so that what is not there is said at once."""
     used, folder, text = set(map(_group_of, asked)), settings.pop("judge", None), own[_FEATURES].extractor
-    if folder is not None and not used & {_FEATURES, _GROUP}:
-        raise UserError(f"judge={folder} is a setting of metrics={_FEATURES} and {_GROUP}, none of which is asked for")
+    if folder is not None and not used & {_FEATURES, _GROUP, _VOXELS}:
+        judging = f"{_FEATURES}, {_GROUP} and {_VOXELS}"
+        raise UserError(f"judge={folder} is a setting of metrics={judging}, none of which is asked for")
     judge = None if folder is None else Judge.load(Path(folder))
     if text is not None:
         return judge, [open_extractor(one.strip()) for one in text.split(",")]
@@ -444,6 +448,11 @@ def _by_sounds(job: _Job) -> _Found:
     return _Found(*score_sounds(job.pipeline, job.data, job.own[_SOUNDS], job.seed, places))
 
 
+def _by_voxels(job: _Job) -> _Found:
+    places = {"model": job.folder, "kept": RUNS / "judges" / job.title}
+    return _Found(*score_voxels(job.pipeline, job.data, job.own[_VOXELS], job.seed, places, job.judge))
+
+
 _WORK: dict[str, Callable[[_Job], _Found]] = {
     "held_out": _loss,
     "nll": partial(_likelihood, name="nll"),
@@ -451,5 +460,6 @@ _WORK: dict[str, Callable[[_Job], _Found]] = {
     _FEATURES: _by_features,
     _ALIGNMENT: _by_words,
     _SOUNDS: _by_sounds,
+    _VOXELS: _by_voxels,
     _GROUP: _by_samples,
 }

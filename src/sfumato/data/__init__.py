@@ -23,6 +23,7 @@ from sfumato.data.order import BucketOrder, Buckets, Order
 from sfumato.data.pack import Packing, pack
 from sfumato.data.packed import Packed
 from sfumato.data.parquet import Parquet
+from sfumato.data.points import Points
 from sfumato.data.preview import preview, summary
 from sfumato.data.shapes import Shapes
 from sfumato.data.shapes_reader import Seen, matches, matches_many, read_shapes
@@ -52,6 +53,7 @@ __all__ = [
     "Packed",
     "Packing",
     "Parquet",
+    "Points",
     "Replaced",
     "Report",
     "Seen",

@@ -173,7 +173,9 @@ class Listed:
                 if picture in rows:
                     raise UserError(f"{file}:{number}: '{name}' has a row already; keep one")
                 if picture not in known:
-                    raise UserError(f"{file}:{number}: there is no {self.nouns[0]} '{name}'; add the file or delete the row")
+                    raise UserError(
+                        f"{file}:{number}: there is no {self.nouns[0]} '{name}'; add the file or delete the row"
+                    )
                 rows[picture] = row
         return rows if self._metadata_files else None
 

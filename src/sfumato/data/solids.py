@@ -84,7 +84,7 @@ class Solids(Data, name="solids"):
         things, two = self._plan
         number = np.ravel_multi_index(tuple(things.T), _COMBINATIONS * 2)
         single = np.ravel_multi_index(tuple(things[:, :3].T), _COMBINATIONS)
-        return np.where(two, held_out("pairs")[number], held_out("singles")[single])
+        return np.asarray(np.where(two, held_out("pairs")[number], held_out("singles")[single]), np.bool_)
 
     def fingerprint(self) -> str:
         return digest(_VERSION, repr(self))

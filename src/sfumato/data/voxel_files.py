@@ -71,7 +71,7 @@ class Stored(Sequence[NDArray[np.uint8]]):
         occupied = np.unpackbits(self.bits[index]).astype(bool)[: self.own**3]
         if not occupied.any():
             raise BadPicture("is empty")
-        grid = np.zeros((4, self.own**3), np.uint8)
+        grid: NDArray[np.uint8] = np.zeros((4, self.own**3), np.uint8)
         first = self.starts[index]
         grid[:3, occupied] = self.colours[first : first + int(occupied.sum())].T
         grid[3, occupied] = 255

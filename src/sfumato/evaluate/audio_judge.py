@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from sfumato.sound import Frames, mel_bank
 
 BANDS = 40
 FLOOR = 1e-4  # -80 dB
+_FEWEST = 16  # frames: four times halved
 
 
 class LogMel(nn.Module):
@@ -82,6 +84,8 @@ class SoundJudge(Judge, name="sound"):
 
     def see_bands(self, bands: Tensor) -> Tensor:
         """Log-mel magnitudes (B, bands, frames) to features."""
+        short = max(0, _FEWEST - bands.shape[2])
+        bands = F.pad(bands, (0, short), value=math.log(FLOOR)) if short else bands
         h = self.parts((bands / 3 + 2)[:, None])
         pooled = torch.cat([h.mean(3), h.amax(3)], 1).flatten(1)
         return F.relu(self.to_features(pooled))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import UserError
+from sfumato.solid.grid import open_cells
 
 _AT_ONCE = 1 << 20  # numbers of a table of distances between points
 RESAMPLES = 1000
@@ -75,7 +76,7 @@ def chamfer_distance(a: Tensor, b: Tensor) -> Tensor:
     for one in a:
         own = one.square().sum(1)[:, None]
         parts = []
-        for some, theirs in zip(b.split(size), norms.split(size)):
+        for some, theirs in zip(torch.split(b, size), torch.split(norms, size)):
             d = torch.matmul(-2 * one, some.mT).add_(theirs).add_(own)  # in place: memory is what it costs
             parts.append(d.amin(2).clamp_min_(0).mean(1) + d.amin(1).clamp_min_(0).mean(1))
         rows.append(torch.cat(parts))
@@ -88,19 +89,13 @@ def surface_points(occupied: Tensor, count: int, *, seed: int = 0) -> Tensor:
     Cells are drawn without repetition while there are enough, each point at random within its cell. A grid without any gives
     its middle. A function of its arguments, item by item.
     """
-    padded = torch.nn.functional.pad(occupied, (1,) * 6)
-    hidden = occupied.clone()
     sides = occupied.shape[1:]
-    for axis in range(3):
-        for shift in (0, 2):
-            at = [slice(shift if a == axis else 1, (shift if a == axis else 1) + n) for a, n in enumerate(sides)]
-            hidden &= padded[(slice(None), *at)]
     scale = 2 / max(sides)
     middle = torch.tensor(sides, dtype=torch.float32) / 2
     found = []
-    for grid in (occupied & ~hidden).cpu():
+    for grid in occupied.cpu().numpy():
         generator = torch.Generator().manual_seed(seed)
-        cells = grid.nonzero().float()
+        cells = torch.from_numpy(open_cells(grid)).nonzero().float()
         if not len(cells):
             found.append(torch.zeros(count, 3))
             continue

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.random import keys
-from sfumato.data import Data
+from sfumato.data import Data, Solids, shows
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import Share, accuracy
 from sfumato.evaluate.judge import Judge
@@ -91,6 +91,50 @@ def voxel_scores(
     found |= _whole(samples[:, 3] > 127, held_out.occupied)
     found["near_copies"] = _copies(samples[:, 3] > 127, train.occupied, held_out.occupied)
     return Scores(found, len(samples), made.settings, samples)
+
+
+def solid_scores(
+    pipeline: Pipeline,
+    data: Solids,
+    *,
+    n: int = 200,
+    seed: int = 0,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> Scores:
+    """Ask for `n` captions of held-out combinations and `n` of the training part, and let a program read the samples.
+
+    prompt_accuracy, prompt_accuracy_seen: share of models that show their caption in every word, and nothing else; real: of
+    the models that the captions belong to. single_component: share in one piece, of all samples. A function of its arguments.
+    """
+    found: dict[str, Score] = {}
+    media: list[Tensor] = []
+    settings: dict[str, Any] = {}
+    words = {"prompt_accuracy": "of a combination never trained on", "prompt_accuracy_seen": "of the training part"}
+    for number, (part, name) in enumerate((("held_out", "prompt_accuracy"), ("train", "prompt_accuracy_seen"))):
+        split = data.split("held_out" if part == "held_out" else "train")
+        count = min(n, len(split))
+        if not count:
+            raise UserError(f"the {part} part of the solids is empty; set count to 100 or more")
+        batch = split.fetch(np.arange(count) * len(split) // count)
+        captions = [str(text) for text in batch.conditions["caption"]]
+        made = pipeline(
+            captions,
+            seed=seed + number * n,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            batch_size=_BATCH,
+            output_type="pt",
+        )
+        share = _share(shows(made.media.numpy(), captions).tolist())
+        real = float(shows(batch.media.numpy(), captions).mean())
+        found[name] = Score(share.value, share.interval, real, f"share that shows its caption, {words[name]}")
+        media.append(made.media)
+        settings = settings or made.settings
+    samples = torch.cat(media)
+    whole = _share(_single(samples[:, 3] > 127))
+    found["single_component"] = Score(whole.value, whole.interval, note="share in one piece, through faces")
+    return Scores(found, len(samples), settings, samples)
 
 
 def _asked(pipeline: Pipeline, held_out: Data, reals: _Reals) -> Mapping[str, Any]:
@@ -173,7 +217,7 @@ def _share(which: list[bool]) -> Share:
 
 
 def _single(occupied: Tensor) -> list[bool]:
-    return [len(sizes) == 1 for part in occupied.split(64) for sizes in component_sizes(part)]
+    return [len(sizes) == 1 for part in torch.split(occupied, 64) for sizes in component_sizes(part)]
 
 
 def _watertight(occupied: Tensor) -> list[bool]:

@@ -3,6 +3,7 @@
 from sfumato.kinds.audio import Audio
 from sfumato.kinds.base import MediaKind, kind_of
 from sfumato.kinds.pictures import Array, Picture
+from sfumato.kinds.points import PointKind
 from sfumato.kinds.voxels import VoxelKind
 
-__all__ = ["Array", "Audio", "MediaKind", "Picture", "VoxelKind", "kind_of"]
+__all__ = ["Array", "Audio", "MediaKind", "Picture", "PointKind", "VoxelKind", "kind_of"]

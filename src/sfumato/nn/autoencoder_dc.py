@@ -8,6 +8,7 @@ attention: Cai et al., "EfficientViT: Multi-Scale Linear Attention", 2023.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, final
 
 import torch
@@ -82,7 +83,8 @@ class _LinearAttention(nn.Module):
         last = x.movedim(1, -1)
         qkv = torch.cat([self.to_q(last), self.to_k(last), self.to_v(last)], -1).movedim(-1, 1)
         scales = torch.cat([qkv, *(module(qkv) for module in self.to_qkv_multiscale)], 1)
-        with torch.autocast(x.device.type, enabled=False):  # sums over all positions
+        whole = torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext()
+        with whole:  # sums over all positions
             rows = scales.float().reshape(len(x), -1, 3 * self.head_dim, x.shape[2] * x.shape[3])
             q, k, v = rows.chunk(3, 2)
             q, k = F.relu(q), F.relu(k)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
+from sfumato.nn import fused
 from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
@@ -21,7 +22,24 @@ from sfumato.nn.sizes import Size, sized
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LN(x) (1 + scale) + shift, the norm without weights of its own. x: (B, N, C); shift, scale: (B, C)."""
+    if fused.takes_tokens(x, shift, scale):
+        return fused.gate_norm(x, None, None, scale, shift)[1]
     return torch.addcmul(shift[:, None], F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale[:, None])
+
+
+def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """x + gate branch. x, branch: (B, N, C); gate: (B, C)."""
+    if fused.takes_tokens(x, branch, gate):
+        return fused.gate_norm(x, branch, gate, None, None)[0]
+    return torch.addcmul(x, gate[:, None], branch)
+
+
+def add_gated_modulate(x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`add_gated`, and `modulate` of it: (x', LN(x') (1 + scale) + shift)."""
+    if fused.takes_tokens(x, branch, gate, shift, scale):
+        return fused.gate_norm(x, branch, gate, scale, shift)
+    x = add_gated(x, branch, gate)
+    return x, modulate(x, shift, scale)
 
 
 class DiTBlock(nn.Module):
@@ -47,7 +65,7 @@ class DiTBlock(nn.Module):
         self,
         x: Tensor,
         mod: Tensor,
-        rope: Tensor,
+        rope: Tensor | None,
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         identity: bool = False,
@@ -55,11 +73,13 @@ class DiTBlock(nn.Module):
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = mod.chunk(6, -1)
         attended = self.attention(modulate(x, b1, s1), rope, real, identity=identity)
-        x = torch.addcmul(x, g1[:, None], self.drop(attended))
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
+            x = add_gated(x, self.drop(attended), g1)
             x = x + self.cross(self.cross_norm(x), tokens, mask)
-        hidden = gelu_linear(self.mlp_in, modulate(x, b2, s2))
-        return torch.addcmul(x, g2[:, None], self.drop(self.mlp_out(hidden)))
+            y = modulate(x, b2, s2)
+        else:
+            x, y = add_gated_modulate(x, self.drop(attended), g1, b2, s2)
+        return add_gated(x, self.drop(self.mlp_out(gelu_linear(self.mlp_in, y))), g2)
 
 
 class DiT(Network, name="dit"):
@@ -72,6 +92,7 @@ class DiT(Network, name="dit"):
     at the end and the output is cropped.
     qk_norm: RMS norm of queries and keys. rope_base: the slowest rotary wavelength is 2 pi times about this many
     patches. absolute: also add fixed sinusoids of the position to the tokens (rotary positions alone are relative).
+    rotary: without it and `absolute` the network knows no positions: with patch=1 it treats tokens as a set.
     outputs: fields given, each of C channels; a learned variance is a second one and sets it.
 
     A condition's `tokens` are attended to in every block; `vector` joins the noise embedding; `concat` joins the input.
@@ -95,6 +116,7 @@ class DiT(Network, name="dit"):
         qk_norm: bool = True,
         rope_base: float = 100.0,
         absolute: bool = True,
+        rotary: bool = True,
         dropout: float = 0.0,
         outputs: int = 1,
     ) -> None:
@@ -105,6 +127,7 @@ class DiT(Network, name="dit"):
         check_positive("dit", depth=depth, mlp_width=hidden, outputs=outputs)
         self.shape, self.cond, self.patch = tuple(shape), cond, sides
         self.head_dim, self.rope_base, self.absolute = width // heads, rope_base, absolute
+        self.rotary = rotary
         cells = math.prod(sides)
         self.embed = NoiseEmbedding(width, width, cond.vector)
         self.stem = nn.Linear((shape[0] + cond.concat) * cells, width)
@@ -142,7 +165,7 @@ class DiT(Network, name="dit"):
         positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
             h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
-        rope = rope_table(positions, self.head_dim, self.rope_base)
+        rope = rope_table(positions, self.head_dim, self.rope_base) if self.rotary else None
         *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.layers, mods)):
             h = block(h, mod, rope, cond.tokens, cond.mask, i in identity)

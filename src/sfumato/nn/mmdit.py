@@ -13,7 +13,16 @@ from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn.attention import SelfAttention, attend, rms_norm
-from sfumato.nn.dit import DiTBlock, absolute_positions, check_transformer, modulate, patchify, unpatchify
+from sfumato.nn.dit import (
+    DiTBlock,
+    absolute_positions,
+    add_gated,
+    add_gated_modulate,
+    check_transformer,
+    modulate,
+    patchify,
+    unpatchify,
+)
 from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table
 from sfumato.nn.layers import apply_linear, check_input, check_positive, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
@@ -42,9 +51,9 @@ class Stream(nn.Module):
 
     def after(self, x: Tensor, mixed: Tensor, mod: Sequence[Tensor]) -> Tensor:
         """The residual steps, from what attention has given: (B, N, C)."""
-        x = torch.addcmul(x, mod[2][:, None], self.drop(apply_linear(self.attention.out, mixed)))
-        hidden = gelu_linear(self.mlp_in, modulate(x, mod[3], mod[4]))
-        return torch.addcmul(x, mod[5][:, None], self.drop(self.mlp_out(hidden)))
+        branch = self.drop(apply_linear(self.attention.out, mixed))
+        x, y = add_gated_modulate(x, branch, mod[2], mod[3], mod[4])
+        return add_gated(x, self.drop(self.mlp_out(gelu_linear(self.mlp_in, y))), mod[5])
 
 
 class Listened(nn.Module):

@@ -24,7 +24,7 @@ def tones(*, minutes: float = 2.0, width: int = 48) -> Spec[Recipe]:
         Recipe,
         title="tones",
         data=Spec(Tones),
-        codec=Spec(Mel, window=128, hop=32, bands=40, floor=-60.0),
+        codec=Spec(Mel, window=128, hop=64, bands=40, floor=-60.0),
         network=Spec(UNet, width=width, mults=(1, 2, 2), blocks=1, attention=(2,)),
         conditioner=Spec(Text, width=64, depth=1, heads=2, length=48, buckets=512),
         objective=DenoisingLoss(times=LogitNormalTimes()),
@@ -32,7 +32,7 @@ def tones(*, minutes: float = 2.0, width: int = 48) -> Spec[Recipe]:
         train=Training(
             batch=32,
             minutes=minutes,
-            lr=2e-3,
+            lr=3e-3,
             decay=0.5,
             ema=(0.05,),
             evaluations=3,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sfumato.codecs import Voxels as VoxelCodec
 from sfumato.conditioners import Conditioner, Label, Text
-from sfumato.core import DenoisingLoss, LogitNormalTimes, Network
+from sfumato.core import X0, DenoisingLoss, LogitNormalTimes, Network
 from sfumato.data import Data
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
@@ -59,6 +59,7 @@ def voxels(
         network=net,
         codec=codec,
         conditioner=conditioner,
+        parameterization=X0(),  # what is learned is nearly binary, and simpler than the noise beside it
         objective=DenoisingLoss(times=LogitNormalTimes(mean=0.4, std=1.2)),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(

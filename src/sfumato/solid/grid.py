@@ -29,7 +29,7 @@ def squared_distance(target: Tensor) -> Tensor:
         apart = (step[:, None] - step).square()
         rows = d.movedim(axis, -1)
         flat = rows.reshape(-1, n)
-        found = [(part[:, None, :] + apart).amin(-1) for part in flat.split(max(1, _CHUNK // n**2))]
+        found = [(part[:, None, :] + apart).amin(-1) for part in torch.split(flat, max(1, _CHUNK // n**2))]
         d = torch.cat(found).view(rows.shape).movedim(-1, axis)
     return d
 
@@ -91,6 +91,17 @@ def without_specks(occupied: Tensor, share: float) -> Tensor:
     return ((counts.gather(1, label) >= least) & (label > 0)).view_as(occupied)
 
 
+def open_cells(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Occupied cells of (X, Y, Z) with a side that no other occupied cell covers."""
+    padded = np.pad(occupied, 1)
+    hidden = occupied.copy()
+    for axis in range(3):
+        for shift in (0, 2):
+            first = [shift if a == axis else 1 for a in range(3)]
+            hidden &= padded[tuple(slice(f, f + n) for f, n in zip(first, occupied.shape))]
+    return occupied & ~hidden
+
+
 def symmetry(x: Tensor, number: int) -> Tensor:
     """(..., X, Y, Z) under one of the 8 symmetries about the vertical: `number % 4` quarter turns, mirrored from 4 on.
 
@@ -126,7 +137,7 @@ def _reduced(voxels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     colours = voxels[:3, places[:, 0], places[:, 1], places[:, 2]].T.astype(np.int64)
     sides = [-(-n // factor) for n in voxels.shape[1:]]
     cell = np.ravel_multi_index(tuple((places // factor).T), sides)
-    return coloured(cell, colours, sides)
+    return coloured(np.asarray(cell, np.int64), colours, sides)
 
 
 def coloured(cells: NDArray[np.int64], colours: NDArray[Any], sides: Sequence[int]) -> NDArray[np.uint8]:

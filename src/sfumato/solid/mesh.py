@@ -115,7 +115,7 @@ def _cells(points: NDArray[np.float64], size: int) -> NDArray[np.int64]:
     moved = (points - low) * scale
     extent = (high - low) * scale
     moved[:, :2] += np.floor((size - extent[:2]) / 2)
-    return np.clip(np.floor(moved).astype(np.int64), 0, size - 1)
+    return np.asarray(np.clip(np.floor(moved), 0, size - 1), np.int64)
 
 
 def _filled(cells: NDArray[np.int64], colours: Voxels, size: int) -> Voxels:
@@ -167,7 +167,7 @@ def _linear(colours: Voxels) -> Voxels:
     """sRGB to linear light (IEC 61966-2-1), as glTF keeps colours of vertices."""
     c = colours / 255.0
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    return np.rint(linear * 255).astype(np.uint8)
+    return np.asarray(np.rint(linear * 255), np.uint8)
 
 
 def _trimesh(what: str) -> Any:

@@ -53,7 +53,7 @@ def _field(occupied: NDArray[np.bool_]) -> Float:
         n = distance.shape[axis]
         low, mid, high = (np.take(padded, range(s, s + n), axis) for s in range(3))
         distance = (low + 2 * mid + high) / 4
-    return np.where(occupied, np.maximum(distance, _LEAST), np.minimum(distance, -_LEAST))
+    return np.asarray(np.where(occupied, np.maximum(distance, _LEAST), np.minimum(distance, -_LEAST)))
 
 
 def _triangles(field: Float) -> tuple[Int, Int]:

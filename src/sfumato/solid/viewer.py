@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.solid.grid import open_cells
+
 SCRIPT = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
 _SIDE = 240
 
@@ -20,10 +22,10 @@ def fragment(models: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> st
     for model, caption in zip(models, captions):
         text = escape(caption)
         figures.append(
-            f'<figure style="margin:0;width:{_SIDE}px"><canvas class="voxels" width="{2 * _SIDE}" height="{2 * _SIDE}" tabindex="0" role="img" '
-            f'style="width:{_SIDE}px;height:{_SIDE}px;touch-action:none;cursor:grab" aria-label="{text or "voxel model"}" '
-            f'data-size="{",".join(map(str, model.shape[1:]))}" data-voxels="{base64.b64encode(_rows(model)).decode()}">'
-            f"</canvas><figcaption>{text}</figcaption></figure>"
+            f'<figure style="margin:0;width:{_SIDE}px"><canvas class="voxels" width="{2 * _SIDE}" height="{2 * _SIDE}" '
+            f'tabindex="0" role="img" style="width:{_SIDE}px;height:{_SIDE}px;touch-action:none;cursor:grab" '
+            f'aria-label="{text or "voxel model"}" data-size="{",".join(map(str, model.shape[1:]))}" '
+            f'data-voxels="{base64.b64encode(_rows(model)).decode()}"></canvas><figcaption>{text}</figcaption></figure>'
         )
     return (
         f'<p>Drag to turn, wheel to zoom.</p><div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(figures)}</div>'
@@ -32,13 +34,6 @@ def fragment(models: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> st
 
 def _rows(model: NDArray[np.uint8]) -> bytes:
     """x, y, z, red, green, blue of every voxel that has an empty neighbour, a byte each."""
-    occupied = model[3] > 0
-    padded = np.pad(occupied, 1)
-    hidden = occupied.copy()
-    for axis in range(3):
-        for shift in (0, 2):
-            hidden &= padded[tuple(slice(shift if a == axis else 1, (shift if a == axis else 1) + n)
-                                   for a, n in enumerate(occupied.shape))]  # fmt: skip
-    seen = occupied & ~hidden
+    seen = open_cells(model[3] > 0)
     places = np.argwhere(seen).astype(np.uint8)
     return np.concatenate([places, model[:3, seen].T], 1).tobytes()

@@ -25,7 +25,9 @@ def resample(x: Tensor, old: int, new: int) -> Tensor:
     2002. Only the phases of the reduced fraction new / old are computed. Cost: 2 Z / c products a sample.
     """
     if old < 1 or new < 1:
-        raise UserError(f"a rate of {min(old, new)} samples a second can't be resampled to or from; give rates of at least 1")
+        raise UserError(
+            f"a rate of {min(old, new)} samples a second can't be resampled to or from; give rates of at least 1"
+        )
     if old == new or x.shape[-1] == 0:
         return x
     common = math.gcd(old, new)

@@ -107,6 +107,12 @@ def write_wav(sound: NDArray[np.float32], rate: int) -> bytes:
     raw = np.ascontiguousarray(whole.T).tobytes()
     channels = sound.shape[0]
     form = struct.pack("<HHIIHH", _PCM, channels, rate, rate * channels * 2, channels * 2, 16)
-    return b"RIFF" + struct.pack("<I", 36 + len(raw)) + b"WAVEfmt " + struct.pack("<I", 16) + form + b"data" + (
-        struct.pack("<I", len(raw)) + raw
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(raw))
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + form
+        + b"data"
+        + (struct.pack("<I", len(raw)) + raw)
     )

@@ -9,7 +9,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from sfumato.files import DiskFullError
+from sfumato.errors import SfumatoError
+from sfumato.files import DiskFullError, UnwritableError
 from sfumato.train.checkpoint import Loaded
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.optim_offload import on_host
@@ -17,6 +18,8 @@ from sfumato.train.parallel import Parallel
 from sfumato.train.saving import Saver, fill
 from sfumato.train.sharded import ShardedEma
 from sfumato.train.sharing import Averages
+
+PASSING = (DiskFullError, UnwritableError)  # what a run goes on after, unless it was the last save
 
 
 @final
@@ -52,16 +55,16 @@ class Keeper:
         return self.saver.failed
 
     def look(self, wait: bool = False) -> None:
-        """Learn what became of a checkpoint that was under way, or `wait` for it. A full disk is a warning."""
+        """Learn what became of a checkpoint that was under way, or `wait` for it. `PASSING` errors are a warning."""
         try:
             self.saver.wait() if wait else self.saver.poll()
-        except DiskFullError as error:
+        except PASSING as error:
             self._warn(error)
 
     def save(
         self, groups: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any], moment: Moment, must: bool
     ) -> tuple[bool, Exception | None]:
-        """Save what `groups` hold at a moment whose `model` will be replaced. must: now, and a full disk is a failure.
+        """Save what `groups` hold at a moment whose `model` will be replaced. must: now, and no error is a warning.
 
         Returns (whether it is being written behind the training's back, what went wrong).
         """
@@ -70,7 +73,7 @@ class Keeper:
             if self.later and not must and self.saver.start(moment.step, slices, info, self._beside(moment)):
                 return True, None
             self.saver.save(moment.step, slices, info)
-        except DiskFullError as error:
+        except PASSING as error:
             if must:
                 return False, error
             self._warn(error)
@@ -86,7 +89,7 @@ class Keeper:
         """The run has ended."""
         self.saver.close()
 
-    def _warn(self, error: DiskFullError) -> None:
+    def _warn(self, error: SfumatoError) -> None:
         self._say(f"warning: {error}; training goes on and will try again")
 
     def _beside(self, moment: Moment) -> Callable[[Path], None]:
@@ -102,7 +105,7 @@ class Keeper:
             for hook in self._hooks:
                 try:
                     hook(replace(moment, model=model))
-                except DiskFullError as error:
+                except PASSING as error:
                     self._say(f"warning: {error}")
 
         return call

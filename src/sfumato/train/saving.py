@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import NoCheckpointError, SfumatoError, UserError
-from sfumato.files import CorruptError, DiskFullError
+from sfumato.files import CorruptError, DiskFullError, UnwritableError
 from sfumato.tensorfile import Slice, Written
 from sfumato.train.checkpoint import Checkpoints, Groups, Loaded, describe, size_of
 from sfumato.train.parallel import Words
 
-_KINDS: tuple[type[SfumatoError], ...] = (DiskFullError, NoCheckpointError, UserError, SfumatoError)
+_KINDS: tuple[type[SfumatoError], ...] = (DiskFullError, UnwritableError, NoCheckpointError, UserError, SfumatoError)
 
 
 class Together(Protocol):
@@ -64,7 +64,7 @@ class _Outcome:
             kind = next(i for i, known in enumerate(_KINDS) if isinstance(error, known))
             return cls(failure=(kind, str(error)))
         except OSError as error:
-            return cls(failure=(len(_KINDS) - 1, f"a checkpoint could not be written: {error}"))
+            return cls(failure=(_KINDS.index(UnwritableError), f"a checkpoint could not be written: {error}"))
 
 
 @dataclass

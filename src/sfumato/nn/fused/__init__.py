@@ -18,6 +18,7 @@ _PLAIN = (Tensor, nn.Parameter)  # not a low-bit weight, which is one that holds
 _off = 0
 _pretended = 0
 _interpreted = False  # tests run the kernels on the CPU
+_TRITON = find_spec("triton") is not None
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def pretended() -> Iterator[None]:
 
 def has_triton() -> bool:
     """Whether kernels can be compiled here."""
-    return find_spec("triton") is not None
+    return _TRITON
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
@@ -57,6 +58,30 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     if forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         return False
     return torch._C._functorch.maybe_current_level() is None
+
+
+def takes_tokens(x: Tensor, *beside: Tensor) -> bool:
+    """Whether `sfumato.nn.fused.tokens` takes tokens x (B, N, C) and what modulates them: as `fits`, also in a compiler."""
+    if _off or x.ndim != 3 or any(v.dtype != x.dtype for v in beside):
+        return False
+    half = x.dtype in _HALF and ((x.is_cuda and _TRITON) or (x.is_meta and _pretended > 0))
+    if not (_interpreted or half):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if any(forward_ad.unpack_dual(v).tangent is not None for v in (x, *beside)):  # type: ignore[no-untyped-call]
+        return False
+    return torch._C._functorch.maybe_current_level() is None
+
+
+def gate_norm(
+    x: Tensor, branch: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(x + gate branch, LN of it (1 + scale) + shift), for what `takes_tokens`; a part that is not asked for is empty."""
+    from sfumato.nn.fused import tokens
+
+    out, y, _ = tokens.gate_norm(x, branch, gate, scale, shift)
+    return out, y
 
 
 def res_block(

@@ -1,10 +1,13 @@
 """The emoji model that ships and its judge, trained and scored in one go on one GPU.
 
-    python -m benchmarks.emoji --data emoji64.parquet --out DIR [--minutes 6] [--judge FOLDER] [--init FOLDER] [--quick]
+    python -m benchmarks.emoji --data emoji64.parquet --out DIR [--minutes 6] [--judge FOLDER] [--init FOLDER]
+                               [--scratch FOLDER] [--taught 1500] [--set KEY=VALUE ...] [--brief] [--quick]
     python -m benchmarks.emoji --join DIR MODEL
 
-Trains the judge of words (about a minute), then recipe `emoji` for so many minutes, then draws and judges what
-`sfumato eval emoji` does. DIR gets at most eight files: model.tar (the model folder as it ships, weights in 8 bits),
+Trains the judge of words, then a text encoder in the same way with another seed for --taught steps (0 for none), then
+recipe `emoji` on top of it for so many minutes, then draws and judges what `sfumato eval emoji` does. Stopped (SIGINT),
+the same command with the same --scratch goes on where it was. --brief only prints and keeps the scores, without the curve,
+to compare settings. DIR gets at most eight files: model.tar (the model folder as it ships, weights in 8 bits),
 judge.tar, weights-1.safetensors and weights-2.safetensors (all weights in bfloat16, to train on from: `--join` makes a
 model folder of them, for init=), metrics.json, prompts.png (64 prompts), guidance.png and run.tar. With --judge the judge
 is not trained again. --quick shows that all of it runs, in a minute on a CPU, and means nothing else.
@@ -28,16 +31,19 @@ from safetensors.torch import load_file, save_file
 from benchmarks._table import machine, versions
 from benchmarks.emoji_card import card
 from sfumato import media, modelfolder
+from sfumato.conditioners import Text
 from sfumato.data import Data, Emoji
 from sfumato.data.emoji_words import caption
+from sfumato.errors import Interrupted
 from sfumato.evaluate.contrastive import ContrastiveJudge
 from sfumato.evaluate.emoji import emoji_scores
 from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.scores import Scores
 from sfumato.pipeline import Pipeline
-from sfumato.recipes import load_recipe, trainer
-from sfumato.recipes.contrastive import Lessons, train_contrastive
+from sfumato.recipes import load_recipe, prepare, start
+from sfumato.recipes.contrastive import Lessons, teach_words, train_contrastive
 from sfumato.spec import Spec
+from sfumato.train import Result, Run
 from sfumato.train.device import choose_device
 
 EACH = 16  # prompts of each kind on the sheet
@@ -90,10 +96,24 @@ def sheet(pipeline: Pipeline, asked: Sequence[str], file: Path, scales: Sequence
     media.save_png(media.grid(shown, 8 if len(scales) == 1 else len(asked), [*asked] * len(scales)), file)
 
 
-def tar(folder: Path, file: Path) -> None:
-    """The files of a folder, one level or more."""
+def tar(folder: Path, file: Path, without: Sequence[str] = ()) -> None:
+    """The files of a folder, one level or more, but for some entries of it."""
     with tarfile.open(file, "w") as packed:
-        packed.add(folder, arcname=folder.name)
+        for entry in sorted(folder.iterdir()):
+            if entry.name not in without:
+                packed.add(entry, arcname=f"{folder.name}/{entry.name}")
+
+
+def trained_model(spec: Spec[Any], data: Emoji, run: Run, options: argparse.Namespace, device: str) -> Result:
+    """The run to its end, from where it was; a new one begins with a text encoder that was taught."""
+    made = prepare(spec, run)
+    conditioner = made.task.model.conditioner
+    fresh = run.checkpoints().newest_info() is None and options.init is None
+    if fresh and options.taught and isinstance(conditioner, Text):
+        steps, batch = (3, 32) if options.quick else (options.taught, 512)
+        teach_words(conditioner, data, lessons=Lessons(steps=steps, batch=batch, seed=1), device=device)
+        say("words taught")
+    return start(made, run, device=device).fit()
 
 
 def halves(model: torch.nn.Module, out: Path) -> None:
@@ -120,64 +140,76 @@ def join(out: Path, model: Path) -> None:
     say(f"{model}: ready for init={model}")
 
 
-def work(options: argparse.Namespace) -> None:
-    """Everything, from data to files."""
-    out: Path = options.out
-    scratch = Path(tempfile.mkdtemp(prefix="emoji-"))
-    out.mkdir(parents=True, exist_ok=True)
-    device = choose_device(options.device)
+def recipe_of(options: argparse.Namespace) -> Spec[Any]:
+    """The recipe with everything that was asked for."""
     settings = {"data": str(options.data), "minutes": str(options.minutes)}
     settings |= {"init": str(options.init)} if options.init else {}
     settings |= {"size": "xs", "train.pictures": "1", "train.evaluations": "1"} if options.quick else {}
-    settings |= dict(pair.split("=", 1) for pair in options.set)
-    spec = load_recipe("emoji", settings)
+    return load_recipe("emoji", settings | dict(pair.split("=", 1) for pair in options.set))
+
+
+def work(options: argparse.Namespace) -> None:
+    """From data to a model, whose files are kept as soon as they are there."""
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = options.scratch or Path(tempfile.mkdtemp(prefix="emoji-"))
+    device = choose_device(options.device)
+    spec = recipe_of(options)
     opened: Spec[Data] = spec.data
     data = opened.build()
     assert isinstance(data, Emoji)
     say(f"{len(data)} pictures read, {len(data.split('train'))} to train on; {device}")
     _ = data.media
-    say("pictures decoded")
     lessons = Lessons(steps=3, batch=32) if options.quick else Lessons(steps=options.steps)
-    judge = judge_of(data, options.judge or scratch / "judge", lessons, str(device))
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
-    tar(options.judge or scratch / "judge", out / "judge.tar")  # what is done is kept, should the time run out
-    began = time.perf_counter()
-    result = trainer(spec, scratch / "emoji", device=str(device)).fit()
+    folder = options.judge or scratch / "judge"
+    judge = judge_of(data, folder, lessons, str(device))
+    tar(folder, out / "judge.tar")
+    result = trained_model(spec, data, Run(scratch / "emoji", spec), options, str(device))
     say(f"model trained: {result.samples:,} samples in {result.seconds:.0f} s, loss {result.loss:.4f}")
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
     trained = {
-        "gpu_minutes": round((time.perf_counter() - began) / 60, 2),
+        "gpu_minutes": round(result.seconds / 60, 2),
+        "judge_minutes": round(judge.trained["seconds"] / 60, 2),
+        "taught_steps": options.taught,
         "machine": place,
         "versions": versions("sfumato"),
+        "styles": list(data.styles),
+        "judge": judge.weights_sha256,
     }
-    trained |= {"styles": list(data.styles), "judge": judge.weights_sha256}
     whole = Pipeline.load(scratch / "emoji")
-    halves(whole.model, out)
     small = modelfolder.save_compact(scratch / "emoji", scratch / "compact" / "emoji", trained=trained)
-    tar(small, out / "model.tar")
+    if not options.brief:
+        halves(whole.model, out)
+        tar(small, out / "model.tar")
     pipeline = Pipeline.load(small)
-    for one in (whole, pipeline):
+    for one in (whole.model, pipeline.model, judge):
         one.to(device)
     sheet(pipeline, prompts(data), out / "prompts.png")
-    say("sheet of prompts drawn")
-    judge.to(device)
-    few: dict[str, Any] = {"seen": 8, "curve": 4, "steps": 2} if options.quick else {}
-    batch = 64 if device.type == "cpu" else 256
-    scores = emoji_scores(pipeline, data, judge, batch=batch, **few)
-    say("judged")
-    found = {"emoji": _plain(scores), "judge": judge.trained, "trained": trained, "settings": dict(spec.leaves())}
-    if not options.quick:  # what 8 bits cost, without the curve
-        found["float32"] = _plain(emoji_scores(whole, data, judge, batch=batch, curve=0, seen=0))
+    found, scores = judged(whole, pipeline, data, judge, options)
+    found |= {"judge": judge.trained, "trained": trained, "settings": dict(spec.leaves())}
     (out / "metrics.json").write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
-    modelfolder.save_compact(
-        scratch / "emoji", small, trained=trained, card=card(data, pipeline, scores, judge, trained)
-    )
-    tar(small, out / "model.tar")
-    sheet(pipeline, prompts(data)[1::5][:12], out / "guidance.png", SHOWN)
-    for heavy in ("checkpoints", "model"):
-        _remove(scratch / "emoji" / heavy)
-    tar(scratch / "emoji", out / "run.tar")
+    if not options.brief:
+        text = card(data, pipeline, scores, judge, trained)
+        modelfolder.save_compact(scratch / "emoji", small, trained=trained, card=text)
+        tar(small, out / "model.tar")
+        sheet(pipeline, prompts(data)[1::5][:12], out / "guidance.png", SHOWN)
+        tar(scratch / "emoji", out / "run.tar", without=("checkpoints", "model"))
+
+
+def judged(
+    whole: Pipeline, pipeline: Pipeline, data: Emoji, judge: ContrastiveJudge, options: argparse.Namespace
+) -> tuple[dict[str, Any], Scores]:
+    """Scores of the model as it ships, and without the 8 bits; printed as they come."""
+    few: dict[str, Any] = {"seen": 8, "curve": 4, "steps": 2} if options.quick else {}
+    few |= {"seen": 0, "curve": 0} if options.brief else {}
+    batch = 64 if judge.device.type == "cpu" else 256
+    scores = emoji_scores(pipeline, data, judge, batch=batch, **few)
     for name, score in scores.metrics.items():
         say(f"{name:24} {score.value:.4f}  {score.interval}  real {score.real}")
+    found = {"emoji": _plain(scores)}
+    if not (options.quick or options.brief):
+        found["float32"] = _plain(emoji_scores(whole, data, judge, batch=batch, curve=0, seen=0))
+    return found, scores
 
 
 def _plain(scores: Scores) -> dict[str, Any]:
@@ -186,16 +218,6 @@ def _plain(scores: Scores) -> dict[str, Any]:
         "settings": dict(scores.settings),
         "metrics": {k: asdict(v) for k, v in scores.metrics.items()},
     }
-
-
-def _remove(folder: Path) -> None:
-    for file in sorted(folder.rglob("*"), reverse=True):
-        if file.is_dir():
-            file.rmdir()
-        else:
-            file.unlink()
-    if folder.is_dir():
-        folder.rmdir()
 
 
 def main() -> None:
@@ -208,6 +230,9 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="a model folder to train on from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the recipe")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--scratch", type=Path, help="where the run is kept, to go on with it later")
+    parser.add_argument("--taught", type=int, default=1500, help="steps that the text encoder is taught before")
+    parser.add_argument("--brief", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--join", nargs=2, type=Path, metavar=("DIR", "MODEL"))
     options = parser.parse_args()
@@ -216,7 +241,11 @@ def main() -> None:
     elif options.data is None or options.out is None:
         parser.error("give --data and --out")
     else:
-        work(options)
+        try:
+            work(options)
+        except Interrupted as stopped:
+            say(str(stopped))
+            raise SystemExit(stopped.exit_code) from None
 
 
 if __name__ == "__main__":

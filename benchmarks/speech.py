@@ -3,10 +3,11 @@
     python -m benchmarks.speech --data fsdd.npz --out DIR [--minutes 3] [--vocoder-minutes 1.2] [--judges FOLDER]
                                 [--vocoder FOLDER] [--samples N] [--quick]
 
-Trains two judges (digit, speaker; seconds), the vocoder, then recipe `digits-speech`, then draws 1,020 samples at several guidance
-scales and scores them as `sfumato eval` does, with the vocoder and with Griffin-Lim. DIR gets seven files: model.tar (the model
-folder as it ships, weights in 8 bits), full.tar (in float32), judges.tar, vocoder.tar, metrics.json, spectrograms.png (six speakers
-x ten digits, samples above real recordings) and player.html. --quick shows that all of it runs, on a CPU, and means nothing else.
+Trains two judges (digit, speaker; seconds), the vocoder, then recipe `digits-speech`, then draws 1,020 samples at
+several guidance scales and scores them as `sfumato eval` does, with the vocoder and with Griffin-Lim. DIR gets seven
+files: model.tar (the model folder as it ships, weights in 8 bits), full.tar (in float32), judges.tar, vocoder.tar,
+metrics.json, spectrograms.png (six speakers x ten digits, samples above real recordings) and player.html. --quick shows
+that all of it runs, on a CPU, and means nothing else.
 """
 
 from __future__ import annotations

@@ -73,7 +73,6 @@ def test_media_that_count_for_nothing_change_nothing() -> None:
 
 
 def test_a_variation_begins_at_the_noised_media() -> None:
-    """The last step of a walk of an untrained model (D = x_t / (alpha^2 + sigma^2) alpha) starts from alpha x0 + sigma eps."""
     pipeline = tiny_pipeline("text", "unet", info=FIELD, steps=10)
     media = torch.randn(1, *FIELD.shape)
     seen: list[float] = []

@@ -1,4 +1,5 @@
-"""Samples that begin with media: variations, parts filled in, clips continued, and sizes that a model was not trained on.
+"""Samples that begin with media: variations, parts filled in, clips continued, and sizes that a model was not trained
+on.
 
 Nothing here knows what the media are: pictures, sounds and voxels are tensors (B, C, *S), and a mask says what stays.
 """
@@ -32,9 +33,9 @@ class Edit:
     """What a sample begins with.
 
     media: (B, C, *S) as data sets hold them; one for all samples, or one each. None for noise alone.
-    known: (1 or B, 1, *S) bool, True where the media stay as they are; None: nowhere. strength: how far back into noise the walk
-    begins, above 0 and at most 1; 1 keeps nothing of what is not known. size: of the sample, where it differs from the model's; a
-    shorter sound is cut from one of the model's own length.
+    known: (1 or B, 1, *S) bool, True where the media stay as they are; None: nowhere. strength: how far back into noise
+    the walk begins, above 0 and at most 1; 1 keeps nothing of what is not known. size: of the sample, where it differs
+    from the model's; a shorter sound is cut from one of the model's own length.
     """
 
     media: Tensor | None = None
@@ -44,7 +45,9 @@ class Edit:
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
-            raise UserError(f"strength={self.strength:g}: must be above 0 (nothing changes) and at most 1 (everything does)")
+            raise UserError(
+                f"strength={self.strength:g}: must be above 0 (nothing changes) and at most 1 (everything does)"
+            )
         if self.media is None and (self.known is not None or self.strength < 1):
             raise UserError("strength= and a part to keep need something to begin with; give init=")
         if self.known is not None and self.media is not None and self.known.shape[2:] != self.media.shape[2:]:
@@ -65,7 +68,8 @@ def edit(
 ) -> Output:
     """Samples of a pipeline that begin with media; see `Edit`. call: as for the pipeline itself (prompt, seed, n, ...).
 
-    `strength=0.6` makes variations of media; `known=mask` fills in the rest; `size=` draws a longer sound or a larger picture.
+    `strength=0.6` makes variations of media; `known=mask` fills in the rest; `size=` draws a longer sound or a larger
+    picture.
     """
     made = Edit(media, known, strength, None if size is None else tuple(size))
     plan = pipeline.plan(**{k: v for k, v in call.items() if k != "output_type"})
@@ -159,7 +163,9 @@ def _shape(codec: Codec, info: DataInfo, size: tuple[int, ...] | None) -> tuple[
         return codec.shape
     own, latent = info.shape[1:], codec.shape[1:]
     if len(size) != len(own) or min(size) < 1:
-        raise UserError(f"size={size}: this model makes media of {len(own)} axes, {tuple(own)}; give one number for each")
+        raise UserError(
+            f"size={size}: this model makes media of {len(own)} axes, {tuple(own)}; give one number for each"
+        )
     least = own if info.kind == "audio" else size
     return (codec.shape[0], *(math.ceil(max(n, m) * b / a) for n, m, a, b in zip(size, least, own, latent)))
 
@@ -169,7 +175,9 @@ def _begun(codec: Codec, info: DataInfo, asked: Edit, device: torch.device) -> t
     if asked.media is None:
         return None, None
     if asked.media.shape[1] != info.shape[0] or asked.media.ndim != len(info.shape) + 1:
-        raise UserError(f"init: media of shape {tuple(asked.media.shape[1:])} are not what this model makes, {tuple(info.shape)}")
+        raise UserError(
+            f"init: media of shape {tuple(asked.media.shape[1:])} are not what this model makes, {tuple(info.shape)}"
+        )
     x0 = codec.whiten(codec.encode(asked.media.to(device)))
     if asked.known is None:
         return x0, None
@@ -198,9 +206,9 @@ def _largest(values: Tensor) -> Tensor:
 class Known(Denoiser):
     """A denoiser of data of which a part is known: D' = x0 there, D elsewhere.
 
-    Where x_t = alpha x0 + sigma eps at the start, it stays so on any deterministic walk, exactly, and ends at x0: the rest is drawn
-    beside a part that is noised as training noised it. Song et al., "Score-based generative modeling through stochastic
-    differential equations", 2021, appendix I.2, with one eps for all times.
+    Where x_t = alpha x0 + sigma eps at the start, it stays so on any deterministic walk, exactly, and ends at x0: the
+    rest is drawn beside a part that is noised as training noised it. Song et al., "Score-based generative modeling
+    through stochastic differential equations", 2021, appendix I.2, with one eps for all times.
     """
 
     def __init__(self, denoiser: Denoiser, x0: Tensor, known: Tensor) -> None:

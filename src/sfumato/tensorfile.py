@@ -6,8 +6,9 @@ as wholes, of others the rows start ... start + n of their first axis. `slices` 
 other number wrote, each only the rows that it needs, and nothing has to be unpickled for it (the index of
 torch.distributed.checkpoint is a pickle, and neither it nor safetensors notices a flipped byte: `files.write_manifest`).
 
-Format: https://huggingface.co/docs/safetensors. Written here rather than by the safetensors package because that holds
-Python's lock while it writes, which stops a training that goes on beside it, and reads a file again to hash it.
+Format: https://huggingface.co/docs/safetensors. Written here rather than by the safetensors package so that the hash for the
+manifest is computed on the way, and not by reading the file again; and so that a tensor of a GPU comes to the host when its
+turn comes, not all of them at once.
 """
 
 from __future__ import annotations

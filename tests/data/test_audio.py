@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.test_sound import riff
 
 from sfumato.data import AudioFolder, Clips, check, open_data, summary
 from sfumato.data.audio import Sounds
 from sfumato.errors import UserError
 from sfumato.sound import write_wav
-from tests.test_sound import riff
 
 
 def tone(samples: int, *, rate: int = 8000, hertz: float = 440.0, channels: int = 1, peak: float = 0.5) -> np.ndarray:
@@ -28,9 +29,10 @@ def put(folder: Path, name: str, sound: np.ndarray, rate: int = 8000) -> None:
     file.write_bytes(write_wav(sound, rate))
 
 
-def clips(folder: Path, sounds: list[np.ndarray], **columns: object) -> Path:
+def clips(folder: Path, sounds: list[np.ndarray], **columns: Any) -> Path:
     offsets = np.cumsum([0, *map(len, sounds)])
-    np.savez(folder / "clips.npz", audio=np.concatenate(sounds), offsets=offsets, sample_rate=np.int32(8000), **columns)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"audio": np.concatenate(sounds), "offsets": offsets, "sample_rate": np.int32(8000)}
+    np.savez(folder / "clips.npz", **arrays, **columns)
     return folder / "clips.npz"
 
 
@@ -46,7 +48,12 @@ def test_a_folder_gives_classes_and_sounds_followed_by_silence(folder: Path) -> 
     spec = open_data(str(folder))
     assert spec.cls is AudioFolder
     data = spec.with_(seconds=0.25).build()
-    assert (data.info.shape, data.info.kind, data.info.rate, data.info.labels) == ((1, 2000), "audio", 8000, ("kick", "snare"))
+    assert (data.info.shape, data.info.kind, data.info.rate, data.info.labels) == (
+        (1, 2000),
+        "audio",
+        8000,
+        ("kick", "snare"),
+    )
     batch = data.fetch([0, 1, 2])  # kick/c, snare/a, snare/b: in the order of their names
     assert batch.conditions["label"].tolist() == [0, 1, 1]  # type: ignore[union-attr]
     np.testing.assert_allclose(batch.media[0, 0].numpy(), tone(2000)[0], atol=4e-5)
@@ -58,7 +65,8 @@ def test_a_folder_gives_classes_and_sounds_followed_by_silence(folder: Path) -> 
 
 def test_metadata_gives_captions_and_numbers(folder: Path) -> None:
     (folder / "metadata.csv").write_text(
-        "file_name,caption,pitch\nsnare/a.wav,a snare,1.5\nsnare/b.wav,another,2\nkick/c.wav,a kick,3\n", encoding="utf-8"
+        "file_name,caption,pitch\nsnare/a.wav,a snare,1.5\nsnare/b.wav,another,2\nkick/c.wav,a kick,3\n",
+        encoding="utf-8",
     )
     data = AudioFolder(path=str(folder), numbers=("pitch",), timing=True)
     found = data.columns([0, 2])
@@ -69,9 +77,11 @@ def test_metadata_gives_captions_and_numbers(folder: Path) -> None:
 
 def test_rates_and_channels_are_converted_where_asked_and_refused_where_mixed(folder: Path) -> None:
     put(folder, "snare/d.wav", tone(4410, rate=44100, channels=2), 44100)
-    with pytest.raises(UserError, match=r"has 8000 samples a second and snare/d.wav 44100; set rate=8000 or rate=44100"):
+    with pytest.raises(
+        UserError, match=r"has 8000 samples a second and snare/d.wav 44100; set rate=8000 or rate=44100"
+    ):
         AudioFolder(path=str(folder))
-    with pytest.raises(UserError, match="has 1 channels and snare/d.wav 2; set channels=1 or channels=2"):
+    with pytest.raises(UserError, match=r"has 1 channels and snare/d.wav 2; set channels=1 or channels=2"):
         AudioFolder(path=str(folder), rate=8000)
     data = AudioFolder(path=str(folder), rate=8000, channels=1, seconds=0.1)
     assert data.problems[0] == "1 of 4 sounds have another rate and are resampled to 8000"
@@ -103,8 +113,14 @@ def test_192_khz_and_24_bits_come_down_to_8_khz(tmp_path: Path) -> None:
         (b"not a sound at all", "bad.wav (is not a WAV file)"),
         (riff(1, 1, 8000, 16, b""), "bad.wav (holds no samples)"),
         (riff(3, 1, 8000, 32, struct.pack("<2f", 0.5, math.nan)), "bad.wav (holds NaN or infinite samples)"),
-        (riff(1, 1, 8000, 16, b"\0\0", said=2**31), "bad.wav (is cut short: it says 2,147,483,648 bytes of samples and holds 2)"),
-        (riff(17, 1, 8000, 4, b"\0\0"), "bad.wav (is coded as format 17 of 4 bits, which is not read; save it as 16-bit PCM)"),
+        (
+            riff(1, 1, 8000, 16, b"\0\0", said=2**31),
+            "bad.wav (is cut short: it says 2,147,483,648 bytes of samples and holds 2)",
+        ),
+        (
+            riff(17, 1, 8000, 4, b"\0\0"),
+            "bad.wav (is coded as format 17 of 4 bits, which is not read; save it as 16-bit PCM)",
+        ),
         (riff(1, 1, 1, 8, bytes(700)), "bad.wav (is 700 s long; cut it into pieces of at most 600 s)"),
     ],
 )
@@ -137,7 +153,11 @@ def test_silence_and_clipping_are_remarked(tmp_path: Path) -> None:
 def test_clips_give_words_for_columns_and_the_files_own_split(tmp_path: Path) -> None:
     sounds = [np.full(n, 1000 * n, np.int16) for n in (10, 20, 30)]
     path = clips(
-        tmp_path, sounds, labels=np.asarray([1, 0, 1], np.uint8), who=np.asarray(["a", "b", "a"]), is_test=np.asarray([False, True, False])
+        tmp_path,
+        sounds,
+        labels=np.asarray([1, 0, 1], np.uint8),
+        who=np.asarray(["a", "b", "a"]),
+        is_test=np.asarray([False, True, False]),
     )
     assert open_data(str(path)).cls is Clips
     data = Clips(path=str(path), label="labels", names=("zero", "one"), captions=("{who} says {labels}", "{labels}"))

@@ -60,7 +60,7 @@ def test_right_pictures_score_one() -> None:
 
 @pytest.mark.parametrize(("attribute", "value"), [("colour", "red"), ("shape", "cross"), ("size", "small")])
 def test_who_does_not_hear_a_word_fails_where_it_is_about_that_word(attribute: Attribute, value: str) -> None:
-    """Deaf to an attribute of the first thing: each pair about it there fails, most of those about other attributes do not."""
+    """Deaf to an attribute of the first thing: each pair about it there fails, most about other attributes do not."""
     found = values(attribute_scores(maker(deaf_to(attribute, value)), DATA, n=30))
     about_second = sum(p.index == 1 and p.first.things[0] != p.first.things[1] for p in pairs(DATA, attribute, 30)) / 30
     assert found[attribute] <= about_second < 1

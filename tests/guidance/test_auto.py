@@ -17,9 +17,11 @@ from sfumato.model import Model
 from sfumato.modelfolder import load_model
 from sfumato.pipeline import Pipeline, Sampling
 from sfumato.samplers import DDIM, sample
+from sfumato.tensorfile import part_name, write_tensors
 from sfumato.testing import GaussianDenoiser
 from tests.guidance.exact import ASKED, NULL, PROCESSES, TIMES, X
 from tests.tiny import DIGITS, FIELD, tiny_model, tiny_pipeline, tiny_spec
+from tests.train.table import rows
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.kind)
@@ -135,6 +137,12 @@ def test_a_checkpoint_of_a_run_is_its_averages_as_they_were(tmp_path: Path) -> N
     assert isinstance(read, Model) and all(torch.equal(p, early[name]) for name, p in read.named_parameters())
     assert torch.equal(read.codec.state_dict()["whitening.std"], late.codec.state_dict()["whitening.std"])
     assert all(torch.equal(a, b) for a, b in zip(load_model(tmp_path / "run").parameters(), late.parameters()))
+    parts = folder.with_name("step-00000200")  # as two processes write it, each its rows
+    parts.mkdir()
+    for rank in (0, 1):
+        write_tensors(parts / part_name("ema", rank, 2), {name: rows(v, rank, 2) for name, v in averages.items()})
+    write_manifest(parts)
+    assert all(torch.equal(p, early[name]) for name, p in load_model(parts).named_parameters())
     (folder / "ema.safetensors").write_bytes(b"0" + (folder / "ema.safetensors").read_bytes()[1:])
     with pytest.raises(UserError, match=r"guidance.model: .*ema.safetensors: has changed since it was written"):
         Pipeline(late, spec)("seven", guidance=Autoguidance(str(folder)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato import modelfolder
 from sfumato.cli import run
+from sfumato.conditioners import Text
 from sfumato.data import Emoji
 from sfumato.data.emoji_words import caption
 from sfumato.errors import UserError
@@ -23,7 +24,7 @@ from sfumato.evaluate import ContrastiveJudge, JudgeAligner
 from sfumato.evaluate.emoji import emoji_scores
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, prepare
-from sfumato.recipes.contrastive import Lessons, train_contrastive
+from sfumato.recipes.contrastive import Lessons, teach_words, train_contrastive
 from tests.data.emoji_table import SIZE, table
 
 SMALL = {"width": 8, "embedding": 16, "text_width": 16, "buckets": 256}
@@ -248,3 +249,18 @@ def test_the_model_that_ships_is_small_and_its_designs_differ() -> None:
     assert judge.values(made, "style") == designs
     red = made.float()
     assert np.all((red[:, 0] - red[:, 2]).mean((1, 2)).numpy() > 10)  # redder than blue on the whole
+
+
+def test_a_taught_text_encoder_is_a_teachers_and_another_shape_is_refused(data: Emoji) -> None:
+    lessons = Lessons(steps=2, batch=8, seed=1)
+    info = data.info
+    taught = Text(info, width=16, depth=1, heads=4, length=96, buckets=64)
+    teach_words(taught, data, lessons=lessons, device="cpu")
+    teacher = train_contrastive(
+        data, lessons=lessons, device="cpu", fine=2, text_width=16, depth=1, length=96, buckets=64
+    )
+    ours, theirs = taught.state_dict(), teacher.words.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    for settings in ({"heads": 2, "ngrams": 8}, {"heads": 4, "ngrams": 3}):
+        with pytest.raises(UserError, match="set heads=4 and ngrams=8"):
+            teach_words(Text(info, width=16, depth=1, buckets=64, **settings), data, lessons=lessons, device="cpu")

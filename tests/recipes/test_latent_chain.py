@@ -66,7 +66,7 @@ def test_training_on_latents_is_training_on_media(chain: dict[str, Path]) -> Non
         prepared = prepare(load_recipe("image", latent_settings(chain, data)))
         task = prepared.task.eval()
         batch = prepared.data.split("train").fetch(range(8))
-        losses.append(float(task.loss(batch, Draws(0, 0, 8)).value))
+        losses.append(float(task.loss(batch, Draws(0, 0, 8)).value.detach()))
         assert prepared.spec.info == Digits().info and prepared.spec.codec.path is None
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -150,6 +150,10 @@ def test_an_autoencoder_is_no_model_and_a_model_without_one_no_codec(
 ) -> None:
     assert run(["sample", str(chain["ae"]), "n=1"]) == 2
     assert "is an autoencoder" in capsys.readouterr().err
+    assert run(["eval", str(chain["model"]), "metrics=features"]) == 2
+    assert "need media, and this run's data are latents" in capsys.readouterr().err
+    assert run(["data", "preview", str(chain["latents"]), "-o", str(tmp_path / "p.png")]) == 2
+    assert "not to be looked at" in capsys.readouterr().err
     assert run(["show", str(chain["ae"])]) == 0
     assert "autoencoder of" in capsys.readouterr().out
     plain = tmp_path / "plain"
@@ -168,3 +172,9 @@ def test_packed_latents_take_no_flips(tmp_path: Path) -> None:
         spec.with_(flip=True).build()
     with pytest.raises(UserError, match="latents are packed as float32 or float16"):
         pack(latents, tmp_path / "again", dtype="uint8")
+
+
+def test_the_report_of_an_autoencoder_says_how_it_is_used(chain: dict[str, Path]) -> None:
+    said = {name: (chain[name] / "report.html").read_text(encoding="utf-8") for name in ("ae", "model")}
+    assert f"codec={chain['ae']}" in said["ae"] and f"sfumato sample {chain['ae']}" not in said["ae"]
+    assert f"sfumato sample {chain['model']}" in said["model"]

@@ -163,3 +163,19 @@ def test_it_learns_more_than_principal_components_of_its_kind_know(tmp_path: Pat
     linear = 10 * np.log10(255**2 / np.square(back - real).mean())
     found = scores(made.ema.models[0], data, 64)
     assert found["psnr"] > linear + 2, (found, linear)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_both_phases_are_recorded_and_learn_what_they_learn_unrecorded(tmp_path: Path) -> None:
+    losses = {}
+    for compiled in ("false", "true"):
+        spec = recipe_of(1280, **{"train.compile": compiled, "train.log_every": "10", "losses.equivariance": "0"})
+        made = trainer(spec, tmp_path / compiled, device="cuda", display=Silent())
+        losses[compiled] = made.fit().loss
+        codec = made.ema.models[0]
+        assert isinstance(codec, Latent)
+        media = Digits().fetch(range(32)).media
+        half = codec.encode(media.cuda()).cpu()
+        whole = codec.cpu().encode(media)
+        assert (half - whole).abs().mean() < 0.05 * whole.std()
+    assert losses["true"] == pytest.approx(losses["false"], rel=0.05)

@@ -115,7 +115,7 @@ def scenario(name: str, folder: Path, **more: Any) -> dict[str, Any]:
         "hook": {"hooks": [Failing()]},
         "skip loss": {"task": Spoiled((3, 4, 11))},
         "plain": {},
-        "skip gradient": {"task": Spoiled((3, 4, 11), "gradient"), "parallel": more.pop("parallel", "ddp")},
+        "skip gradient": {"task": Spoiled((3, 4, 11), "gradient")},
         "rollback": {"task": Spoiled(range(20, 40), twice=True), "samples": BATCH * 60, "checkpoint_minutes": 1e-9},
         "exit": {"task": Spoiled((5,), "exit")},
         "slow": {"hooks": [Slow()], "samples": BATCH * 100, "decay": 0.3},

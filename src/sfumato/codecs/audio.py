@@ -19,15 +19,18 @@ from sfumato.sound import Frames
 def check_sound(info: DataInfo, codec: str) -> None:
     """Refuse data that are not sounds."""
     if info.kind != "audio" or len(info.shape) != 2:
-        raise UserError(f"codec={codec} is for sounds, and this data is '{info.kind}' of shape {info.shape}; leave codec out")
+        raise UserError(
+            f"codec={codec} is for sounds, and this data is '{info.kind}' of shape {info.shape}; leave codec out"
+        )
 
 
 @final
 class Waveform(Codec, name="waveform"):
     """The samples themselves: h = x, whitened; `fold` samples in a row become channels of one position.
 
-    x (c, T) -> x0 (c fold, ceil(T / fold)); zeros are put behind the last sample. Decoding cuts at full scale. A network pays by
-    the position, so that fold = 8 is 8 times cheaper and sees 8 times as far. Exact, and it keeps volumes.
+    x (c, T) -> x0 (c fold, ceil(T / fold)); zeros are put behind the last sample. Decoding cuts at full scale. A
+    network pays by the position, so that fold = 8 is 8 times cheaper and sees 8 times as far. Exact, and it keeps
+    volumes.
     """
 
     def __init__(self, info: DataInfo, *, fold: int = 1) -> None:
@@ -61,7 +64,9 @@ class Waveform(Codec, name="waveform"):
 
     def log_volume(self, media: Tensor) -> Tensor:
         if media.shape[-1] % self.fold:
-            raise UserError(f"waveform: fold = {self.fold} does not divide {media.shape[-1]} samples, so there is no likelihood")
+            raise UserError(
+                f"waveform: fold = {self.fold} does not divide {media.shape[-1]} samples, so there is no likelihood"
+            )
         return self.whitening.log_volume(self.encode(media))
 
 
@@ -71,10 +76,10 @@ class Spectrogram(Codec, name="spectrogram"):
 
         h = a |S|^b exp(i angle S),      S of `sound.Frames` (window, hop)
 
-    x (c, T) -> x0 (c window, ceil(T / hop)): the imaginary parts of the first and last bin are 0 and left out. b = `power` brings quiet parts up to what can be learned; a
-    makes no difference once h is whitened. Decoding is the exact inverse: the nearest signal of spectra that belong to none.
-    Compressed complex spectra for diffusion: Richter et al., "Speech enhancement and dereverberation with diffusion-based
-    generative models", 2023, eq. 29.
+    x (c, T) -> x0 (c window, ceil(T / hop)): the imaginary parts of the first and last bin are 0 and left out. b =
+    `power` brings quiet parts up to what can be learned; a makes no difference once h is whitened. Decoding is the
+    exact inverse: the nearest signal of spectra that belong to none. Compressed complex spectra for diffusion: Richter
+    et al., "Speech enhancement and dereverberation with diffusion-based generative models", 2023, eq. 29.
     """
 
     def __init__(self, info: DataInfo, *, window: int = 256, hop: int = 64, power: float = 0.5) -> None:

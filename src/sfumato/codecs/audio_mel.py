@@ -23,10 +23,11 @@ from sfumato.spec import Spec
 class Mel(Codec, name="mel"):
     """h = ln max(B |S|, floor): mean magnitudes in mel bands, frame by frame; the phases are lost.
 
-    x (c, T) -> x0 (c bands, ceil(T / hop)). S: `sound.Frames` of `window` and `hop` samples; B: `sound.mel_bank` from `low` to
-    `high` Hz (none: half the rate), rows scaled to sum 1. floor: in dB of full scale; what is quieter is silence.
-    Decoding: `vocoder`, with the trained weights of the folder `weights` (read when the codec is measured, and stored with the
-    model); without one the magnitudes are fitted to the bands and the phases found by `iterations` of fast Griffin-Lim.
+    x (c, T) -> x0 (c bands, ceil(T / hop)). S: `sound.Frames` of `window` and `hop` samples; B: `sound.mel_bank` from
+    `low` to `high` Hz (none: half the rate), rows scaled to sum 1. floor: in dB of full scale; what is quieter is
+    silence. Decoding: `vocoder`, with the trained weights of the folder `weights` (read when the codec is measured, and
+    stored with the model); without one the magnitudes are fitted to the bands and the phases found by `iterations` of
+    fast Griffin-Lim.
     """
 
     bank: Tensor
@@ -103,14 +104,14 @@ class Mel(Codec, name="mel"):
     def by_griffin_lim(self, h: Tensor, samples: int | None = None) -> Tensor:
         """The same without the vocoder."""
         quiet = h <= math.log(self.floor) + 1e-3  # the floor is no sound
-        return griffin_lim(
-            self.frames, from_mel(self.bank, h.exp() * ~quiet), samples, iterations=self.iterations
-        )
+        return griffin_lim(self.frames, from_mel(self.bank, h.exp() * ~quiet), samples, iterations=self.iterations)
 
     @torch.no_grad()
     def measure(self, media: Iterable[Tensor]) -> None:
         self.whitening.fit(self.encode(batch) for batch in media)
         if self.vocoder is not None:
             if self.weights is None:
-                raise UserError("codec.vocoder has no weights yet; set codec.weights=FOLDER of a trained vocoder, or vocoder=none")
+                raise UserError(
+                    "codec.vocoder has no weights yet; set codec.weights=FOLDER of a trained vocoder, or vocoder=none"
+                )
             load_vocoder(Path(self.weights), self.vocoder, self.settings, self.described)

@@ -24,7 +24,7 @@ WEIGHTS, CONFIG, FORMAT = "vocoder.safetensors", "vocoder.json", 1
 
 
 class Vocoder(nn.Module, Registered, ABC, family="vocoder"):
-    """Log-mel magnitudes to spectra. Built as `Vocoder(bank, *, settings)`, bank (bands, bins) the mel weights, rows of sum 1."""
+    """Log-mel magnitudes to spectra. Built as `Vocoder(bank, *, settings)`: mel weights (bands, bins), rows of sum 1."""
 
     @abstractmethod
     def forward(self, h: Tensor) -> Tensor:
@@ -51,12 +51,13 @@ class _Block(nn.Module):
 class Vocos(Vocoder, name="vocos"):
     """ConvNeXt blocks at the rate of the frames, and a head that gives magnitude and phase of every bin.
 
-        S = exp(l + m) exp(i p),      (m, p) = head(blocks(white(h))),   l = log of the bands' values spread over their bins
+        S = exp(l + m) exp(i p),      (m, p) = head(blocks(white(h))),   l = log of the bands' values spread over their
+        bins
 
-    All upsampling is left to the inverse Fourier transform, so a second of sound costs as many positions as it has frames.
-    width: channels; depth: blocks; hidden: of a block's MLP over width. Parameters: about depth (2 hidden width^2) + 7 width bands.
-    Siuzdak, "Vocos: closing the gap between time-domain and Fourier-based neural vocoders", 2023, section 3.2. Unlike there,
-    the magnitudes start from the bands that are known.
+    All upsampling is left to the inverse Fourier transform, so a second of sound costs as many positions as it has
+    frames. width: channels; depth: blocks; hidden: of a block's MLP over width. Parameters: about depth (2 hidden
+    width^2) + 7 width bands. Siuzdak, "Vocos: closing the gap between time-domain and Fourier-based neural vocoders",
+    2023, section 3.2. Unlike there, the magnitudes start from the bands that are known.
     """
 
     def __init__(self, bank: Tensor, *, width: int = 160, depth: int = 4, hidden: float = 3.0) -> None:
@@ -65,7 +66,9 @@ class Vocos(Vocoder, name="vocos"):
         for name, value in (("width", width), ("depth", depth), ("hidden", hidden)):
             if value < 1:
                 raise UserError(f"vocos: {name} = {value} must be at least 1")
-        spread = bank / bank.sum(0, keepdim=True).clamp_min(1e-6)  # bins between no bands stay at the floor of their own
+        spread = bank / bank.sum(0, keepdim=True).clamp_min(
+            1e-6
+        )  # bins between no bands stay at the floor of their own
         self.register_buffer("spread", spread.T.float().clone(), persistent=False)
         self.white = Whitening(bands)
         self.stem = nn.Conv1d(bands, width, 7, padding=3)
@@ -111,11 +114,15 @@ class Trained:
 def load_vocoder(folder: Path, vocoder: Vocoder, settings: Mapping[str, Any], bands: Mapping[str, Any]) -> None:
     """Read the weights of a folder into a vocoder of the same settings that reads the same bands. Raises UserError."""
     if not (folder / CONFIG).is_file():
-        raise UserError(f"weights = {folder}: there is no vocoder here; sfumato.recipes.vocoder.train_vocoder makes one")
+        raise UserError(
+            f"weights = {folder}: there is no vocoder here; sfumato.recipes.vocoder.train_vocoder makes one"
+        )
     verify_manifest(folder)
     config = read_config(folder)
     if parse(Vocoder, config["vocoder"], path="vocoder") != parse(Vocoder, settings, path="vocoder"):
-        raise UserError(f"weights = {folder}: a vocoder of other settings ({config['vocoder']}); give the codec the same")
+        raise UserError(
+            f"weights = {folder}: a vocoder of other settings ({config['vocoder']}); give the codec the same"
+        )
     different = [f"{k} = {v} there, {bands[k]} here" for k, v in config["bands"].items() if bands.get(k) != v]
     if different:
         raise UserError(f"weights = {folder}: reads other mel bands ({'; '.join(different)}); give the codec the same")
@@ -129,5 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`vocoder.json` of a folder."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
-        raise UserError(f"{folder}: a vocoder of format {config.get('format')} is not read; this sfumato reads {FORMAT}")
+        raise UserError(
+            f"{folder}: a vocoder of format {config.get('format')} is not read; this sfumato reads {FORMAT}"
+        )
     return config

@@ -25,7 +25,7 @@ from sfumato.codecs.latent import Latent, digest_of
 from sfumato.compact import expanded
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
-from sfumato.files import CorruptError, replacing_folder, verify_manifest
+from sfumato.files import CorruptError, refuse_pickle, replacing_folder, verify_manifest
 from sfumato.nn.autoencoder_import import WEIGHTS as THEIRS
 from sfumato.nn.autoencoder_import import read_settings, renamed
 from sfumato.registry import members
@@ -135,6 +135,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         return expanded(load_file(file))
     except FileNotFoundError:
+        if file.with_suffix(".bin").exists():
+            refuse_pickle(file.with_suffix(".bin"))
         raise CorruptError(file, "is missing") from None
     except SafetensorError as error:
         raise CorruptError(file, f"is not a safetensors file that can be read ({error})") from None

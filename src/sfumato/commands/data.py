@@ -29,6 +29,10 @@ def preview(source: str, words: Sequence[str], *, out: Path, as_json: bool) -> N
         raise UserError(f"-o {out}: the preview is a picture; give it a name that ends in .png")
     spec = opened(source, settings, ("n", "seed", "split"))
     data = spec.build()
+    if data.info.encoded:
+        raise UserError(
+            f"{source}: holds latents, which are not to be looked at; preview the data that they were made of"
+        )
     if split not in ("all", "train", "held_out"):
         raise UserError(f"split={split}: use train, held_out or all")
     shown = data if split == "all" else data.split("train" if split == "train" else "held_out")

@@ -18,6 +18,7 @@ _EXTRAS = {
     "parquet": ("pyarrow", "parquet files as data"),
     "track": ("tensorboard", "curves in TensorBoard"),
     "bench": ("diffusers", "benchmarks against diffusers"),
+    "mesh": ("trimesh", "meshes as data and as output"),
 }
 _LITTLE = 2 << 30  # bytes of free disk below which a run may not end well
 

@@ -61,10 +61,14 @@ def _size(settings: Mapping[str, str], info: DataInfo) -> tuple[int, ...] | None
     if SECONDS not in settings:
         return None
     if info.kind != "audio":
-        raise UserError(f"seconds={settings[SECONDS]}: is for sounds, and this model makes {kind_of(info).noun}; leave it out")
+        raise UserError(
+            f"seconds={settings[SECONDS]}: is for sounds, and this model makes {kind_of(info).noun}; leave it out"
+        )
     seconds = _number(settings, SECONDS, 0.0)
     if not 0 < seconds <= _LONGEST:
-        raise UserError(f"seconds={settings[SECONDS]}: must be above 0 and at most {_LONGEST:g}; continue a sound for more")
+        raise UserError(
+            f"seconds={settings[SECONDS]}: must be above 0 and at most {_LONGEST:g}; continue a sound for more"
+        )
     return (max(1, round(seconds * info.rate)),)
 
 
@@ -76,7 +80,9 @@ def _read(file: Path, info: DataInfo, size: tuple[int, ...] | None) -> Tensor:
         media = kind_of(info).read(file, info)
         if media is None or tuple(media.shape) != tuple(info.shape):
             found = "not read back" if media is None else f"of shape {tuple(media.shape)}"
-            raise UserError(f"init={file}: is {found}, and this model makes {tuple(info.shape)}; give media of that shape")
+            raise UserError(
+                f"init={file}: is {found}, and this model makes {tuple(info.shape)}; give media of that shape"
+            )
         return media
     try:
         rate, sound = head_of(file).rate, load_file(file)
@@ -92,7 +98,9 @@ def _read(file: Path, info: DataInfo, size: tuple[int, ...] | None) -> Tensor:
 def _known(text: str, media: Tensor, info: DataInfo) -> Tensor:
     """`0:0.4` or `0:0.2,0.6:1`: the seconds of a sound that stay, as a mask (1, 1, T)."""
     if info.kind != "audio":
-        raise UserError(f"keep={text}: names seconds of a sound, and this model makes {kind_of(info).noun}; use sfumato.editing")
+        raise UserError(
+            f"keep={text}: names seconds of a sound, and this model makes {kind_of(info).noun}; use sfumato.editing"
+        )
     known = torch.zeros(1, 1, media.shape[1], dtype=torch.bool)
     for part in text.split(","):
         first, colon, last = part.partition(":")

@@ -194,6 +194,10 @@ def evaluate(source: str, words: Sequence[str], *, device: str, as_json: bool) -
     pipeline = Pipeline.from_pretrained(folder)
     spec = _data_of(run, of_data, emoji=bool(pipeline.trained.get("styles")), reads=pipeline.trained.get("reads"))
     job = replace(_job(pipeline, spec, settings, own), folder=folder)
+    if job.data.info.encoded and (others := [metric for metric in asked if metric != "held_out"]):
+        raise UserError(
+            f"metrics={','.join(others)}: need media, and this run's data are latents; add data= with what they were made of"
+        )
     job.pipeline.to(choose_device(device), settings.get("dtype"))
     here = job.pipeline.model.device
     aligner = None if aligner is None else aligner.to(here)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.data import Data, Sounds
+from sfumato.data import Data
 from sfumato.errors import UserError
 from sfumato.evaluate.audio import sound_scores
 from sfumato.evaluate.judge import Judge
@@ -39,20 +39,24 @@ def score_sounds(
 ) -> tuple[Mapping[str, Score], dict[str, Any], dict[str, Any]]:
     """Scores, their settings, and the judges that they are measured by.
 
-    places: `model`, where judges that came with the model are, and `kept`, where those of the data are trained and kept.
+    places: `model`, where judges that came with the model are, and `kept`, where those of the data are trained and
+    kept.
     """
-    if not isinstance(data, Sounds):
+    if data.info.kind != "audio":
         raise UserError(f"metrics={NAME}: is for sounds, and this data is of {kind_of(data.info).noun}")
     judges: dict[str, Judge] = {}
     for column in targets_of(data):
         beside = places["model"] / JUDGES / column
-        judges[column] = Judge.load(beside) if beside.is_dir() else sound_judge_of(data, column, places["kept"] / column)
+        judges[column] = (
+            Judge.load(beside) if beside.is_dir() else sound_judge_of(data, column, places["kept"] / column)
+        )
         judges[column].to(pipeline.model.device)
-    found = sound_scores(
-        pipeline, data, judges, n=own.samples, seed=seed, guidance=own.guidance, steps=own.steps
-    )
+    found = sound_scores(pipeline, data, judges, n=own.samples, seed=seed, guidance=own.guidance, steps=own.steps)
     names = {column: judge.weights_sha256 for column, judge in judges.items()}
     right = {f"judge_{column}": judge.trained.get("accuracy") for column, judge in judges.items()}
     settings = {**asdict(own), "judges": names, **right, **found.settings}
-    about = {"name": ", ".join(f"{column} of {judge.name}" for column, judge in judges.items()) or None, "sha256": names}
+    about = {
+        "name": ", ".join(f"{column} of {judge.name}" for column, judge in judges.items()) or None,
+        "sha256": names,
+    }
     return found.metrics, {"samples": found.n, **{k: v for k, v in settings.items() if k != "prompt"}}, about

@@ -53,16 +53,16 @@ class _Store:
 class Sounds(Data):
     """A set of sounds, each resampled to `rate`, mixed to `channels`, and cut or followed by silence to `seconds`.
 
-    rate: by default that of all files; where they differ it has to be set. channels: 1 or 2; by default what all files have. Mono
-    is the mean of all channels, stereo from mono twice the same; files of more than 2 channels need channels=1.
-    seconds: length of an item; by default what holds 99% of the items, 30 at most. place: what part of a longer sound is taken:
-    the start, or one chosen by the draw. level: `peak` brings every sound to a peak of 0.9; `keep` leaves it.
-    speed: draws play a sound faster or slower by up to this share (0.05), pitch and all: more voices from few recordings.
-    timing: also give the sound's own length as the number `seconds`, for models that are asked for it.
-    held_out: share of the items that training does not see; by default the set's own test part, else 0.05. cache: GiB of decoded
-    sounds to keep in memory. broken: share of the sounds seen that may be unreadable (another one stands in).
-    buckets: so many lengths in training instead of one: items sorted by length and cut into that many parts, each as long as its
-    longest; granule: samples of one length in a row, a multiple of the batch.
+    rate: by default that of all files; where they differ it has to be set. channels: 1 or 2; by default what all files
+    have. Mono is the mean of all channels, stereo from mono twice the same; files of more than 2 channels need
+    channels=1. seconds: length of an item; by default what holds 99% of the items, 30 at most. place: what part of a
+    longer sound is taken: the start, or one chosen by the draw. level: `peak` brings every sound to a peak of 0.9;
+    `keep` leaves it. speed: draws play a sound faster or slower by up to this share (0.05), pitch and all: more voices
+    from few recordings. timing: also give the sound's own length as the number `seconds`, for models that are asked for
+    it. held_out: share of the items that training does not see; by default the set's own test part, else 0.05. cache:
+    GiB of decoded sounds to keep in memory. broken: share of the sounds seen that may be unreadable (another one stands
+    in). buckets: so many lengths in training instead of one: items sorted by length and cut into that many parts, each
+    as long as its longest; granule: samples of one length in a row, a multiple of the batch.
     """
 
     rate: int | None = None
@@ -143,7 +143,8 @@ class Sounds(Data):
             said.append(f"{len(others)} of {len(self)} sounds have another rate and are resampled to {self._form.rate}")
         long = int((self._own_frames > self._lengths[-1 if self.buckets else 0]).sum())
         if long:
-            said.append(f"{long} of {len(self)} sounds are longer than {max(self._lengths) / self._form.rate:g} s and are cut")
+            most = max(self._lengths) / self._form.rate
+            said.append(f"{long} of {len(self)} sounds are longer than {most:g} s and are cut")
         return tuple(said)
 
     def remarks(self, index: int) -> tuple[str, ...]:
@@ -279,7 +280,8 @@ class Sounds(Data):
         wide = [i for i, head in heads.items() if head.channels > 2]
         if wide and self.channels != 1:
             raise UserError(
-                f"{self.where}: {self.name_of(wide[0])} has {heads[wide[0]].channels} channels; set channels=1 to mix them into one"
+                f"{self.where}: {self.name_of(wide[0])} has {heads[wide[0]].channels} channels; "
+                "set channels=1 to mix them into one"
             )
         channels = self.channels or self._alike({head.channels: i for i, head in heads.items()}, "channels", "channels")
         return Head(rate, channels, 0)

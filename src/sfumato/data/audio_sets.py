@@ -30,7 +30,8 @@ _NAMES = ("filenames", "names", "file_name")
 @final
 @dataclass(frozen=True, kw_only=True)
 class AudioFolder(Listed, Sounds, name="audio-folder"):
-    """WAV, FLAC, OGG and MP3 files below a folder, in the order of their names; see `Listed` for classes, captions and the split.
+    """WAV, FLAC, OGG and MP3 files below a folder, in the order of their names; see `Listed` for classes, captions and
+    the split.
 
     WAV files of 8 to 32 bits or floating point need nothing; the others the extra `audio`.
     """
@@ -64,11 +65,12 @@ class AudioFolder(Listed, Sounds, name="audio-folder"):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Clips(Sounds, name="clips"):
-    """Sounds of an .npz file: `audio` (int16 or float32, all in one row; or (T, c)), `offsets` (N + 1,), `sample_rate`, columns (N,).
+    """Sounds of an .npz file: `audio` (int16 or float32, all in one row; or (T, c)), `offsets` (N + 1,), `sample_rate`,
+    columns (N,).
 
-    label: the column that labels are read from, none for no labels; names: its class names, where it holds whole numbers.
-    captions: wordings with columns in braces, such as "{speakers} says {labels}"; the first is the canonical one.
-    judged: other columns that samples are judged by, such as the speaker.
+    label: the column that labels are read from, none for no labels; names: its class names, where it holds whole
+    numbers. captions: wordings with columns in braces, such as "{speakers} says {labels}"; the first is the canonical
+    one. judged: other columns that samples are judged by, such as the speaker.
     Held out: the items where a column `is_test` is true.
     """
 
@@ -113,7 +115,9 @@ class Clips(Sounds, name="clips"):
     def column(self, name: str) -> NDArray[Any]:
         """A column (N,) of the file. Raises UserError."""
         if name not in self._columns:
-            raise UserError(f"{self.path}: has no column '{name}'; its columns are {', '.join(self._columns) or 'none'}")
+            raise UserError(
+                f"{self.path}: has no column '{name}'; its columns are {', '.join(self._columns) or 'none'}"
+            )
         return self._columns[name]
 
     @cached_property
@@ -128,7 +132,9 @@ class Clips(Sounds, name="clips"):
         return Columns(labels, names, captions)
 
     def _captioned(self) -> list[tuple[str, ...]]:
-        fields = [name for text in self.captions for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        fields = [
+            name for text in self.captions for _, name, _, _ in string.Formatter().parse(text) if name is not None
+        ]
         for name in fields:
             self.column(name)
         values = {name: [self._word(name, v) for v in self.column(name).tolist()] for name in dict.fromkeys(fields)}
@@ -156,7 +162,8 @@ class Clips(Sounds, name="clips"):
         audio = self._loaded[AUDIO]
         if audio.dtype not in (np.int16, np.float32) or audio.ndim not in (1, 2):
             raise UserError(
-                f"{self.path}: '{AUDIO}' is {audio.dtype} of shape {audio.shape}; store int16 or float32, (T,) or (T, channels)"
+                f"{self.path}: '{AUDIO}' is {audio.dtype} of shape {audio.shape}; "
+                "store int16 or float32, (T,) or (T, channels)"
             )
         return audio
 
@@ -164,9 +171,15 @@ class Clips(Sounds, name="clips"):
     def _offsets(self) -> NDArray[np.int64]:
         offsets = np.asarray(self._loaded[OFFSETS])
         good = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
-        if not good or offsets[0] < 0 or offsets[-1] > len(self._audio) or (np.diff(offsets.astype(np.int64)) < 0).any():
+        if (
+            not good
+            or offsets[0] < 0
+            or offsets[-1] > len(self._audio)
+            or (np.diff(offsets.astype(np.int64)) < 0).any()
+        ):
             raise UserError(
-                f"{self.path}: '{OFFSETS}' must be rising whole numbers from 0 to the {len(self._audio):,} samples, one more than items"
+                f"{self.path}: '{OFFSETS}' must be rising whole numbers from 0 to the {len(self._audio):,} samples, "
+                "one more than items"
             )
         return offsets.astype(np.int64)
 

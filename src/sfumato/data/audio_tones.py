@@ -36,10 +36,11 @@ _WORDINGS = ("{count} {pitch} {kind}", "{kind}, {pitch}, {count}", "{count} {kin
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tones(InMemory, name="tones"):
-    """`count` sounds of half a second at 4 kHz: one to three beeps, plucks or sweeps, low, middle or high; functions of (seed, index).
+    """`count` sounds of half a second at 4 kHz: one to three beeps, plucks or sweeps, low, middle or high; functions of
+    (seed, index).
 
-    Captions such as "two high rising sweeps" in three wordings. Held out: the sounds of 6 of the 36 combinations, none of which is
-    in the training part. `hear` tells what a sound holds.
+    Captions such as "two high rising sweeps" in three wordings. Held out: the sounds of 6 of the 36 combinations, none
+    of which is in the training part. `hear` tells what a sound holds.
     """
 
     count: int = 4096
@@ -130,7 +131,7 @@ _FRAME, _STEP = 128, 16  # samples: 32 ms, 4 ms
 
 
 def hear(sound: NDArray[np.float32]) -> Heard:
-    """Listen to a sound (1, 2048) or (2048,): parts above a fifth of the loudest, their pitch, how it moves and how they end."""
+    """Listen to a sound (1, 2048): parts above a fifth of the loudest, their pitch, how it moves and how they end."""
     x = np.asarray(sound, np.float64).reshape(-1)
     padded = np.pad(x, _FRAME // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME)[::_STEP] * np.hanning(_FRAME)

@@ -42,10 +42,10 @@ class _Listing:
 class Listed:
     """What the names below a folder, the texts beside its files and its metadata say of the files: a part of data sets.
 
-    Classes: the first sub-folder, if every file lies in one and there are two or more. Captions: `name.txt` beside the file, one
-    alternative per line; or `metadata.jsonl` / `metadata.csv` with `file_name` and `caption` (or `text`), `label`, and the columns
-    named in `numbers`. Sub-folders called train and test (or val, validation) are the split. Links to folders are followed, once
-    each.
+    Classes: the first sub-folder, if every file lies in one and there are two or more. Captions: `name.txt` beside the
+    file, one alternative per line; or `metadata.jsonl` / `metadata.csv` with `file_name` and `caption` (or `text`),
+    `label`, and the columns named in `numbers`. Sub-folders called train and test (or val, validation) are the split.
+    Links to folders are followed, once each.
     """
 
     path: str

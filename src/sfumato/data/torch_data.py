@@ -73,7 +73,7 @@ class TorchData(Data):
                 )
             names = tuple(map(str, range(int(targets.max()) + 1)))
         kind = "image" if media.dtype == torch.uint8 and media.ndim == 3 else "array"
-        return DataInfo(tuple(media.shape), kind, names if label is not None else (), captions is not None)  # type: ignore[arg-type]
+        return DataInfo(tuple(media.shape), kind, names if label is not None else (), captions is not None)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.random import keys
-from sfumato.data import Clips, Data, Sounds
+from sfumato.data import Clips, Data
 from sfumato.data.columns import read_labels
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import Share, accuracy
@@ -138,7 +138,7 @@ def _asked(pipeline: Pipeline, data: Data, held: NDArray[np.int64], n: int) -> _
 
 def sound_scores(
     pipeline: Pipeline,
-    data: Sounds,
+    data: Data,
     judges: Mapping[str, Judge],
     *,
     n: int = 1000,
@@ -151,13 +151,15 @@ def sound_scores(
     With COLUMN that of a judge (`label`, `speakers`):
     COLUMN_accuracy: share of samples that the judge takes for what was asked; real: on held-out sounds.
     COLUMN_accuracy_least: the same for the class with the lowest; real: likewise.
-    fd_COLUMN, kid_COLUMN: squared Frechet and kernel distance to held-out sounds in the judge's features, with as many of each;
+    fd_COLUMN, kid_COLUMN: squared Frechet and kernel distance to held-out sounds in the judge's features, with as many
+    of each;
         real: of as many training sounds.
     fd_mel: Frechet distance in means and deviations of 32 log-mel bands, likewise.
-    near_copies: share nearer to a training sound, in log-mel magnitudes, than 5% of held-out ones; real: the held-out share.
-    silent, clipped: shares of samples; real: of held-out sounds.
+    near_copies: share nearer to a training sound, in log-mel magnitudes, than 5% of held-out ones; real: the held-out
+    share. silent, clipped: shares of samples; real: of held-out sounds.
 
-    guidance, steps: instead of the model's own settings. A function of its arguments. media: the samples in the order asked.
+    guidance, steps: instead of the model's own settings. A function of its arguments. media: the samples in the order
+    asked.
     """
     held_out = np.flatnonzero(data.held_out_mask())
     training = np.flatnonzero(~data.held_out_mask())
@@ -197,7 +199,9 @@ def _judged(
     features = [judge.features(x).cpu() for x in (made, real, train)]
     scores = _distances(column, *features)
     return {
-        f"{column}_accuracy": Score(ours.value, ours.interval, theirs.value, "share that the judge takes for what was asked"),
+        f"{column}_accuracy": Score(
+            ours.value, ours.interval, theirs.value, "share that the judge takes for what was asked"
+        ),
         f"{column}_accuracy_least": Score(
             least[0].value, least[0].interval, least_real[0].value, f"of the class with the lowest, {name}"
         ),
@@ -218,9 +222,10 @@ def _distances(name: str, made: Tensor, real: Tensor, train: Tensor) -> dict[str
     y, h, x = (rows[_some(len(rows), m)] for rows in (made, real, train))
     note = f"{m} samples, {m} held-out sounds, {made.shape[1]} features"
     distance, kernel = frechet(h, y), kid(h, y)
+    real_distance, real_kernel = frechet(h, x, resamples=0).value, kid(h, x).value
     return {
-        f"fd_{name}": Score(distance.value, distance.interval, frechet(h, x, resamples=0).value, f"squared Frechet distance, {note}"),
-        f"kid_{name}": Score(kernel.value, kernel.interval, kid(h, x).value, f"squared kernel distance, {note}"),
+        f"fd_{name}": Score(distance.value, distance.interval, real_distance, f"squared Frechet distance, {note}"),
+        f"kid_{name}": Score(kernel.value, kernel.interval, real_kernel, f"squared kernel distance, {note}"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -20,7 +21,7 @@ _FEWEST = 16  # frames: four times halved
 
 
 class LogMel(nn.Module):
-    """Sounds (B, c, T) to ln max(B |S|, floor) of their mean channel, (B, bands, frames), about 32 ms a window and 16 a step."""
+    """Sounds (B, c, T) to ln max(B |S|, floor) of their mean channel, (B, bands, frames): windows of 32 ms, every 16."""
 
     bank: Tensor
 
@@ -44,10 +45,11 @@ def _part(inputs: int, outputs: int) -> nn.Sequential:
 
 @final
 class SoundJudge(Judge, name="sound"):
-    """Four 3x3 convolutions with pooling over log-mel magnitudes, then the mean and largest value of each channel over all time.
+    """Four 3x3 convolutions with pooling over log-mel magnitudes, then the mean and largest value of each channel over
+    all time.
 
-    shape: (c, T) of a sound, full scale = 1. width: channels of the first convolution. `features` numbers, at most 64 by default, so
-    that distances need few items.
+    shape: (c, T) of a sound, full scale = 1. width: channels of the first convolution. `features` numbers, at most 64
+    by default, so that distances need few items.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class SoundJudge(Judge, name="sound"):
         self.rate, self.width = rate, width
         self.mel = LogMel(rate)
         widths = [1, width, 2 * width, 4 * width, 4 * width]
-        self.parts = nn.Sequential(*(_part(a, b) for a, b in zip(widths, widths[1:])))
+        self.parts = nn.Sequential(*(_part(a, b) for a, b in pairwise(widths)))
         rows = BANDS // 16
         self.to_features = nn.Linear(2 * widths[-1] * rows, features)
         self.head = nn.Linear(features, len(classes))

@@ -30,11 +30,13 @@ class ContrastiveJudge(Judge, name="contrastive"):
 
     Trained by `sfumato.recipes.contrastive` so that a picture is nearer to its caption than to others' (Radford et al.,
     "CLIP", 2021, figure 3). Its classes are attributes that pictures have besides, written "style: noto", "style: twemoji",
-    "skin tone: dark": each attribute is a classifier of its own on the same features. Labels without a colon are one nameless
-    attribute; there may be none.
+    "skin tone: dark": each attribute is a classifier of its own. Labels without a colon are one nameless attribute; there may
+    be none. Attributes are read off by a second, small network that begins at full resolution: what tells designs apart
+    (outlines, gradients) is fine, and is lost in what makes names known under any design.
 
-    width: channels of the first stage, of four; features are the 8 `width` channels of the last. embedding: of the common
-    space. text_width, depth, buckets, length: of the text encoder.
+    width: channels of the first stage, of four; features are the 8 `width` channels of the last. fine: channels that the
+    second network begins with, of three stages. embedding: of the common space. text_width, depth, buckets, length: of the
+    text encoder.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
         classes: tuple[str, ...],
         *,
         width: int = 24,
+        fine: int = 12,
         embedding: int = 128,
         text_width: int = 96,
         depth: int = 1,
@@ -51,7 +54,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
         trained: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(shape, classes, trained, drop=0.2)
-        self.width, self.embedding, self.depth, self.buckets = width, embedding, depth, buckets
+        self.width, self.fine_width, self.embedding, self.depth, self.buckets = width, fine, embedding, depth, buckets
         self.stem = conv(shape[0], width, stride=2)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = []
@@ -59,7 +62,12 @@ class ContrastiveJudge(Judge, name="contrastive"):
             blocks += [Residual(before, after, 2 if stage else 1), *([Residual(after, after, 1)] if stage < 3 else [])]
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(widths[-1])
-        self.head = nn.Linear(widths[-1], len(classes)) if classes else nn.Linear(widths[-1], 1)
+        self.fine = nn.Sequential(
+            conv(shape[0], fine),
+            *(Residual(fine * 2**k, fine * 2 ** (k + 1), 2) for k in range(3)),
+            nn.BatchNorm2d(8 * fine),
+        )
+        self.head = nn.Linear(16 * fine, max(1, len(classes)))
         self.project = nn.Linear(widths[-1], embedding)
         info = DataInfo(tuple(shape), "image", captions=True)
         self.words = Text(info, width=text_width, depth=depth, length=length, buckets=buckets)
@@ -75,6 +83,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
     def settings(self) -> dict[str, int]:
         return {
             "width": self.width,
+            "fine": self.fine_width,
             "embedding": self.embedding,
             "text_width": self.words.width,
             "depth": self.depth,
@@ -90,10 +99,15 @@ class ContrastiveJudge(Judge, name="contrastive"):
     def see(self, media: Tensor) -> Tensor:
         return F.relu(self.norm(self.blocks(self.stem(scaled(media))))).mean((2, 3))
 
-    def parts(self, media: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) to unit vectors (B, embedding) and the logits of all attributes (B, classes)."""
-        seen = self.drop(self._features(media))
-        return F.normalize(self.project(seen), dim=1), self.head(seen)
+    def forward(self, media: Tensor) -> Tensor:
+        """media (B, C, H, W) of 0 ... 255 to the logits of all attributes (B, classes)."""
+        seen = F.relu(self.fine(scaled(self._checked(media))))
+        logits: Tensor = self.head(self.drop(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1)))
+        return logits
+
+    def place(self, media: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) of 0 ... 255 to unit vectors (B, embedding)."""
+        return F.normalize(self.project(self.drop(self._features(media))), dim=1)
 
     def read(self, captions: Sequence[str]) -> Tensor:
         """Captions to unit vectors (B, embedding)."""
@@ -105,7 +119,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
     @torch.no_grad()
     def embed(self, media: Tensor) -> Tensor:
         """Pictures (N, C, H, W) uint8 to unit vectors (N, embedding), on the device."""
-        return torch.cat([self.parts(part)[0] for part in torch.split(media, _BATCH)])
+        return torch.cat([self.place(part) for part in torch.split(media, _BATCH)])
 
     @torch.no_grad()
     def embed_words(self, captions: Sequence[str]) -> Tensor:
@@ -137,7 +151,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
     @torch.no_grad()
     def values(self, media: Tensor, attribute: str) -> list[str]:
         """What the judge takes each picture for: values of an attribute."""
-        found = [self.logits_of(self.parts(part)[1], attribute).argmax(1) for part in torch.split(media, _BATCH)]
+        found = [self.logits_of(self(part), attribute).argmax(1) for part in torch.split(media, _BATCH)]
         return [self.attributes[attribute][k] for k in torch.cat(found).tolist()]
 
 

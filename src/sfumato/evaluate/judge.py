@@ -74,10 +74,14 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
         return self.head.weight.device
 
     def _features(self, media: Tensor) -> Tensor:
+        return self.see(self._checked(media))
+
+    def _checked(self, media: Tensor) -> Tensor:
+        """Of the right shape, in floating point, on the device."""
         if tuple(media.shape[1:]) != self.shape:
             what = "pictures" if len(self.shape) == 3 else "sounds"
             raise UserError(f"this judge looks at {what} of shape {self.shape}, not {tuple(media.shape[1:])}")
-        return self.see(media.to(self.device).float())
+        return media.to(self.device).float()
 
     def forward(self, media: Tensor) -> Tensor:
         """media (B, C, H, W) of 0 ... 255, any type, to logits (B, classes)."""

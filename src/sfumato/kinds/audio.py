@@ -129,7 +129,9 @@ def _flac(sound: NDArray[np.float32], rate: int) -> bytes:
     try:
         import soundfile
     except (ImportError, OSError):
-        raise UserError("FLAC files need the extra `audio` (pip install 'sfumato[audio]'); or write .wav, which needs nothing") from None
+        raise UserError(
+            "FLAC files need the extra `audio` (pip install 'sfumato[audio]'); or write .wav, which needs nothing"
+        ) from None
     stream = io.BytesIO()
     soundfile.write(stream, np.clip(np.nan_to_num(sound.T), -1, 1), rate, format="FLAC", subtype="PCM_16")
     return stream.getvalue()

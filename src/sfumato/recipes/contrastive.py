@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.conditioners import Text
 from sfumato.core.media import Batch
 from sfumato.core.random import keys
 from sfumato.data import Data, Emoji, Loader, Subset
@@ -25,7 +26,7 @@ from sfumato.train.device import choose_device, has_bf16, wait
 
 OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 NO_TONE = "none"
-_ATTRIBUTE = 0.3  # weight of the loss of an attribute
+_SHIFT = 3  # pixels in each direction, of pictures whose attributes are learned
 _SMOOTHING = 0.05
 
 
@@ -58,7 +59,7 @@ class Lessons:
 class _Meaning:
     """What pictures of a set have to do with captions: who belongs together, who is alike, and their attributes.
 
-    attributes: values by name; labels: (N,) index of the value by name, -1 where there is none.
+    attributes: values by name; labels: (N,) index of the value by name.
     """
 
     data: Data
@@ -101,8 +102,8 @@ def train_contrastive(
 
     Loss: cross-entropy of pictures over the captions of a batch and of captions over its pictures, all pairs that belong
     together being right in equal parts; the same once more among pictures of one design (emoji), so that the design alone
-    does not answer; and 0.3 times that of each attribute. On the CPU a function of its arguments. The global random state is
-    left as it was. settings: those of `ContrastiveJudge`.
+    does not answer; and that of each attribute, by the second network. On the CPU a function of its arguments. The global
+    random state is left as it was. settings: those of `ContrastiveJudge`.
     """
     info = data.info
     if info.kind != "image" or len(info.shape) != 3 or not info.captions:
@@ -115,7 +116,8 @@ def train_contrastive(
         torch.manual_seed(int(keys(how.seed, "judge", [0])[0]) >> 1)
         shape = (info.shape[0], info.shape[1], info.shape[2])
         judge = ContrastiveJudge(shape, classes_of(meaning.attributes), **settings)
-        _fit(judge.to(place).train(), data.split("train"), meaning, how, on_step)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=place.type == "cuda", allow_tf32=True):
+            _fit(judge.to(place).train(), data.split("train"), meaning, how, on_step)
     judge.eval()
     wait(place)
     judge.trained.update(
@@ -141,7 +143,7 @@ def _fit(judge: ContrastiveJudge, train: Subset, meaning: _Meaning, how: Lessons
     batch = min(how.batch, len(train))
     order = train.order(how.seed)
     generator = torch.Generator(device).manual_seed(int(keys(how.seed, "moves", [0])[0]) >> 1)
-    with Loader(train, batch, how.seed, threads=4, prefetch=8) as loader:
+    with Loader(train, batch, how.seed, threads=2, prefetch=8) as loader:
         for step in range(how.steps):
             numbers, items = next(loader)
             index = train.indices[order(numbers)]
@@ -167,8 +169,8 @@ def _loss(
     said = [str(caption) for caption in items.conditions["caption"]]
     moved = changed(items.media.to(device, non_blocking=True).float(), how, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
-        pictures, logits = judge.parts(moved)
-        words = judge.read(said)
+        pictures, words = judge.place(moved), judge.read(said)
+        logits = judge(shifted(items.media.to(device).float(), generator)) if meaning.labels else None
     match = torch.from_numpy(meaning.matches(index, said)).to(device)
     similar = judge.scale * pictures.float() @ words.float().T
     loss = paired(similar, match)
@@ -176,10 +178,12 @@ def _loss(
         style = torch.from_numpy(meaning.labels["style"][index]).to(device)
         apart = style[:, None] != style[None]
         loss = (loss + paired(similar.masked_fill(apart, -1e4), match & ~apart)) / 2
+    if logits is None:
+        return loss
     for name, values in meaning.labels.items():
         right = torch.from_numpy(values[index]).to(device)
         of_one = judge.logits_of(logits, name).float()
-        loss = loss + _ATTRIBUTE * F.cross_entropy(of_one, right, label_smoothing=_SMOOTHING, ignore_index=-1)
+        loss = loss + F.cross_entropy(of_one, right, label_smoothing=_SMOOTHING)
     return loss
 
 
@@ -202,6 +206,39 @@ def _rate(step: int, how: Lessons) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(1, how.steps - rising))
+
+
+def shifted(media: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W), half of them mirrored, all moved by the same few pixels round the edges: nothing is blurred."""
+    device = media.device
+    flip = torch.rand(len(media), 1, 1, 1, generator=generator, device=device) < 0.5
+    rows, columns = (
+        (torch.arange(n, device=device) + torch.randint(-_SHIFT, _SHIFT + 1, (1,), generator=generator, device=device))
+        % n
+        for n in media.shape[2:]
+    )
+    moved = media[:, :, rows][:, :, :, columns]
+    return torch.where(flip, moved.flip(3), moved)
+
+
+def teach_words(
+    conditioner: Text, data: Data, *, lessons: Lessons | None = None, device: str | torch.device = "auto"
+) -> None:
+    """Train a `text` conditioner on the training part of `data` by the contrastive loss, before a model is built on it.
+
+    Words then mean something from the first step on: the loss of a denoiser hardly depends on them at most noise levels, so
+    that a byte-level encoder learns names slowly from it alone. By default with a seed of its own: it is not a judge's.
+    """
+    settings: dict[str, Any] = {
+        "text_width": conditioner.width,
+        "depth": len(conditioner.layers),
+        "length": conditioner.length,
+        "buckets": conditioner.buckets,
+    }
+    if conditioner.head_dim * 4 != conditioner.width or conditioner.ngrams != 8:
+        raise UserError("teach_words: a text encoder is taught with 4 heads and 8 n-grams; set heads=4 and ngrams=8")
+    teacher = train_contrastive(data, lessons=lessons or Lessons(seed=1), device=device, fine=2, **settings)
+    conditioner.load_state_dict(teacher.words.state_dict())
 
 
 def changed(media: Tensor, how: Lessons, generator: torch.Generator) -> Tensor:

@@ -30,8 +30,9 @@ _SHOWN = "two high rising sweeps"
 def run_audio_demo(runs: Path, console: Console, *, minutes: float | None = None, each: int = EACH) -> int:
     """Train, sample, listen and say so in four lines; a second call says what is there. Returns the exit code.
 
-    Writes `runs/demo-audio`, a run like any other, with `summary.json`, `tones.png` (spectrograms of samples) and `tone.wav`. Exit
-    code 1 if fewer than 90% of the samples of trained combinations hold what was asked. minutes: of training.
+    Writes `runs/demo-audio`, a run like any other, with `summary.json`, `tones.png` (spectrograms of samples) and
+    `tone.wav`. Exit code 1 if fewer than 90% of the samples of trained combinations hold what was asked. minutes: of
+    training.
     """
     folder = runs / "demo-audio"
     spec = (tones() if minutes is None else tones(minutes=minutes)).with_(title="demo-audio")

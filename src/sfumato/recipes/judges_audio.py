@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.core.random import keys
-from sfumato.data import Sounds
+from sfumato.data import Data
 from sfumato.data.order import Order
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import accuracy
@@ -31,12 +31,14 @@ _HIDDEN = (6, 12)  # bands and frames that are hidden at most
 
 
 def train_sound_judge(
-    data: Sounds, column: str, *, epochs: int = 30, width: int = 24, seed: int = 0, device: str = "auto"
+    data: Data, column: str, *, epochs: int = 30, width: int = 24, seed: int = 0, device: str = "auto"
 ) -> SoundJudge:
-    """A classifier of a column of sounds (`label`, or another one of `Clips`), trained on the training part, scored on the other.
+    """A classifier of a column of sounds (`label`, or another one of `Clips`), trained on the training part, scored on
+    the other.
 
-    Sounds are shifted in time by up to a tenth of their length and made louder or softer by up to 6 dB; a few bands and frames are
-    hidden (Park et al., "SpecAugment", 2019). AdamW, one cycle. Spoken digits: 4 minutes on one core, seconds on a GPU.
+    Sounds are shifted in time by up to a tenth of their length and made louder or softer by up to 6 dB; a few bands and
+    frames are hidden (Park et al., "SpecAugment", 2019). AdamW, one cycle. Spoken digits: 4 minutes on one core,
+    seconds on a GPU.
     """
     began = time.perf_counter()
     wanted, info, where = target(data, column), data.info, choose_device(device)
@@ -62,7 +64,7 @@ def train_sound_judge(
     return judge
 
 
-def sound_judge_of(data: Sounds, column: str, folder: Path, **settings: Any) -> Judge:
+def sound_judge_of(data: Data, column: str, folder: Path, **settings: Any) -> Judge:
     """The judge in `folder`, trained first if there is none of this data, column and settings yet."""
     if (folder / "judge.json").is_file():
         judge = Judge.load(folder)
@@ -75,7 +77,7 @@ def sound_judge_of(data: Sounds, column: str, folder: Path, **settings: Any) -> 
     return judge
 
 
-def targets_of(data: Sounds) -> dict[str, Target]:
+def targets_of(data: Data) -> dict[str, Target]:
     """What the sounds can be judged by: their label, and other columns of names of few classes."""
     found = {}
     for column in ("label", *getattr(data, "judged", ())):

@@ -39,9 +39,9 @@ def digits_speech(
 ) -> Spec[Recipe]:
     """A word and a speaker asked for in words: "theo says seven". One second at 8 kHz, through 64 mel bands.
 
-    data: an .npz of clips with the columns `labels` (0-9) and `speakers`, as made from the Free Spoken Digit Dataset; any other
-    `clips` with captions of its own. minutes or samples: of training (4 minutes). size: xs for two CPU cores, s for a GPU.
-    vocoder: folder of a trained vocoder; none: Griffin-Lim.
+    data: an .npz of clips with the columns `labels` (0-9) and `speakers`, as made from the Free Spoken Digit Dataset;
+    any other `clips` with captions of its own. minutes or samples: of training (4 minutes). size: xs for two CPU cores,
+    s for a GPU. vocoder: folder of a trained vocoder; none: Griffin-Lim.
     """
     width, mults, batch, lr = _SIZES[size]
     return Spec(
@@ -71,7 +71,9 @@ def digits_speech(
 def spoken(data: Spec[Data]) -> Spec[Data]:
     """Clips with what the recipe needs set, where it is not."""
     if data.cls is not Clips:
-        raise UserError("recipe 'digits-speech' is for an .npz file of clips (audio, offsets, sample_rate); give data=FILE.npz")
+        raise UserError(
+            "recipe 'digits-speech' is for an .npz file of clips (audio, offsets, sample_rate); give data=FILE.npz"
+        )
     usual = {
         "label": "labels",
         "names": WORDS,

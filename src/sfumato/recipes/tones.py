@@ -16,7 +16,8 @@ from sfumato.train import Training
 
 @recipe("tones")
 def tones(*, minutes: float = 2.0, width: int = 48) -> Spec[Recipe]:
-    """Half a second of sound asked for in words: "two high rising sweeps". Nothing to download: a program draws the data.
+    """Half a second of sound asked for in words: "two high rising sweeps". Nothing to download: a program draws the
+    data.
 
     minutes: of training. width: of the U-Net.
     """

@@ -33,7 +33,8 @@ _CRITIC_POWER = 0.3  # spectra are compressed for them
 @final
 @dataclass(frozen=True)
 class VocoderTraining:
-    """minutes or steps: the budget, one of the two. batch: sounds a step. length: of the part of each that is looked at, in samples.
+    """minutes or steps: the budget, one of the two. batch: sounds a step. length: of the part of each that is looked
+    at, in samples.
 
     adversary: weight of the critics' loss, 0 for none; they begin after `quiet` of the run.
     """
@@ -58,7 +59,8 @@ class VocoderTraining:
 class SpectralCritics(nn.Module):
     """A `PatchCritic` for complex spectra at each of several resolutions, magnitudes to the power of 0.3.
 
-    Jang et al., "UnivNet", 2021, section 2.2, with real and imaginary parts as in Zeghidour et al., "SoundStream", 2021.
+    Jang et al., "UnivNet", 2021, section 2.2, with real and imaginary parts as in Zeghidour et al., "SoundStream",
+    2021.
     """
 
     def __init__(self, length: int, width: int) -> None:
@@ -92,9 +94,10 @@ def train_vocoder(
 
         L = STFT distance + mel distance + adversary (hinge loss of the critics' patches)
 
-    STFT distance: `evaluate.audio.stft_distance` of random parts of the sounds; mel distance: mean |ln B|S| - ln B|S'||.
-    AdamW, warm-up and linear fall. Returns the codec, measured, with the trained vocoder in it, and what to save. With `steps` a
-    function of its arguments. Scores on held-out sounds are in `trained`, beside those of Griffin-Lim.
+    STFT distance: `evaluate.audio.stft_distance` of random parts of the sounds; mel distance: mean |ln B|S| - ln
+    B|S'||. AdamW, warm-up and linear fall. Returns the codec, measured, with the trained vocoder in it, and what to
+    save. With `steps` a function of its arguments. Scores on held-out sounds are in `trained`, beside those of
+    Griffin-Lim.
     """
     if codec.cls is not Mel or codec.settings.get("vocoder") is None:
         raise UserError("a vocoder is trained for a codec of type mel that has one; set codec.vocoder=vocos")
@@ -133,7 +136,7 @@ def vocoder_of(data: Sounds, codec: Spec[Codec], folder: Path, **settings: Any) 
 
 @torch.no_grad()
 def reconstruction(codec: Mel, data: Sounds, most: int = 256) -> dict[str, float]:
-    """How near held-out sounds come back from their mel bands, by the vocoder and by Griffin-Lim: means over at most `most`."""
+    """How near held-out sounds come back from their mel bands, by the vocoder and by Griffin-Lim: means over some."""
     held = np.flatnonzero(data.held_out_mask())[:most]
     media = data.fetch(held).media
     h = torch.cat([_bands(codec, part) for part in torch.split(media, 64)])[:, None]
@@ -201,7 +204,9 @@ def _run(steps: _Steps, media: Tensor, training: VocoderTraining, began: float, 
         index = np.arange(number * training.batch, (number + 1) * training.batch, dtype=np.int64)
         rows = torch.from_numpy(order(index)).to(media.device)
         spare = flat.shape[-1] - steps.length
-        first = (uniform(keys(training.seed, "part", index)) ** 2 * (spare + 1)).astype(np.int64)  # sounds end in silence
+        first = (uniform(keys(training.seed, "part", index)) ** 2 * (spare + 1)).astype(
+            np.int64
+        )  # sounds end in silence
         at = torch.from_numpy(first).to(media.device)[:, None] + torch.arange(steps.length, device=media.device)
         channels = media.shape[1]
         real = flat[rows * channels + number % channels].gather(1, at)

@@ -32,8 +32,9 @@ def mel_bank(bins: int, bands: int, rate: int, low: float = 0.0, high: float | N
 
         B[k, f] = 1 / d  int_{(f - 1/2) d}^{(f + 1/2) d}  tri_k(v) dv,        d = rate / (2 (bins - 1))
 
-    Because it is an integral and not a sample at the bin's centre, no band is empty, however narrow; the columns of bins that
-    lie whole between the first and the last peak sum to 1; and a row sums to the area of its triangle in bins.
+    Because it is an integral and not a sample at the bin's centre, no band is empty, however narrow; the columns of
+    bins that lie whole between the first and the last peak sum to 1; and a row sums to the area of its triangle in
+    bins.
     """
     points = mel_points(bands, low, rate / 2 if high is None else high)
     step = rate / 2 / (bins - 1)
@@ -51,8 +52,8 @@ def from_mel(bank: Tensor, mel: Tensor, iterations: int = 40) -> Tensor:
 
         s <- s (B' m) / (B' B s)
 
-    Multiplicative updates of non-negative least squares (Lee & Seung, "Algorithms for non-negative matrix factorization", 2001,
-    theorem 1) from the band's value spread over its bins.
+    Multiplicative updates of non-negative least squares (Lee & Seung, "Algorithms for non-negative matrix
+    factorization", 2001, theorem 1) from the band's value spread over its bins.
     """
     back = bank.T
     start = back @ (mel / bank.sum(1, keepdim=True))

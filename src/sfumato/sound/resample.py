@@ -21,8 +21,8 @@ def resample(x: Tensor, old: int, new: int) -> Tensor:
 
         y[m] = sum_n x[n] h(n - m old / new),     h(t) = c sinc(c t) cos^2(pi c t / (2 Z)),  |c t| < Z
 
-    with c = 0.945 min(1, new / old), so that nothing folds back, and Z = 24 zero crossings. Smith, "Digital audio resampling",
-    2002. Only the phases of the reduced fraction new / old are computed. Cost: 2 Z / c products a sample.
+    with c = 0.945 min(1, new / old), so that nothing folds back, and Z = 24 zero crossings. Smith, "Digital audio
+    resampling", 2002. Only the phases of the reduced fraction new / old are computed. Cost: 2 Z / c products a sample.
     """
     if old < 1 or new < 1:
         raise UserError(
@@ -48,7 +48,7 @@ def _filter(up: int, down: int) -> tuple[Tensor, int]:
     taps = 2 * width + down
     if up * taps > _MOST:
         raise UserError(
-            f"rates in the proportion {up} : {down} would need a filter of {up * taps:,} numbers; choose a rate with a larger "
+            f"rates in the proportion {up} : {down} would need a filter of {up * taps:,} numbers; choose one with a larger "
             "common divisor, such as 8000, 16000, 22050, 24000, 44100 or 48000"
         )
     at = torch.arange(taps, dtype=torch.float64) - width

@@ -1,4 +1,4 @@
-"""The short-time Fourier transform with one frame every `hop` samples and no frame more, its inverse, and phases for magnitudes."""
+"""The short-time Fourier transform with one frame every `hop` samples, its inverse, and phases for magnitudes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Frames(nn.Module):
         S[f, k] = (2 / sum w) sum_n w[n] x[k hop - p + n] exp(-2 pi i f n / N),    p = (N - hop) / 2
 
     Frame k is centred on sample k hop + hop / 2, x is 0 outside, w is the periodic Hann window of N = `window`
-    samples. The factor makes the magnitude of a steady sine its amplitude. The inverse is overlap-add weighted by w and divided
-    by the sum of w^2 (Griffin & Lim, "Signal estimation from modified short-time Fourier transform", 1984, eq. 6): exact for
-    spectra of a signal, the nearest signal for others.
+    samples. The factor makes the magnitude of a steady sine its amplitude. The inverse is overlap-add weighted by w and
+    divided by the sum of w^2 (Griffin & Lim, "Signal estimation from modified short-time Fourier transform", 1984, eq.
+    6): exact for spectra of a signal, the nearest signal for others.
     """
 
     hann: Tensor
@@ -78,9 +78,10 @@ def griffin_lim(frames: Frames, magnitude: Tensor, samples: int | None = None, *
 
         c_n = P(|S| exp(i angle t_{n-1})),   t_n = c_n + alpha (c_n - c_{n-1}),   alpha = 0.99
 
-    with P the projection onto spectra of signals (inverse and forward transform). Perraudin, Balazs & Sondergaard, "A fast
-    Griffin-Lim algorithm", 2013, algorithm 2. It starts from phases of steady tones, so that it is a function of its arguments;
-    the iteration amplifies rounding, so that between batch shapes waveforms differ where magnitudes agree. Cost: two transforms an iteration.
+    with P the projection onto spectra of signals (inverse and forward transform). Perraudin, Balazs & Sondergaard, "A
+    fast Griffin-Lim algorithm", 2013, algorithm 2. It starts from phases of steady tones, so that it is a function of
+    its arguments; the iteration amplifies rounding, so that between batch shapes waveforms differ where magnitudes
+    agree. Cost: two transforms an iteration.
     """
     bins, count = magnitude.shape[-2:]
     turns = torch.arange(bins, device=magnitude.device)[:, None] * torch.arange(count, device=magnitude.device)

@@ -17,7 +17,7 @@ MOST_CHANNELS = 64
 MOST_RATE = 1 << 20
 
 
-class BadSound(Exception):
+class BadSound(Exception):  # noqa: N818 - half a sentence, made whole by whoever catches it
     """Why a sound can't be read, as the rest of a sentence: 'holds no samples'."""
 
 

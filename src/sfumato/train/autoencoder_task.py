@@ -106,7 +106,7 @@ class AutoencoderTask(Task):
     def plan(self, batch: Batch, draws: Draws) -> Planned:
         tensors = {"media": batch.media, "keys": draws.keys("latent")}
         if self.critic is not None and draws.start >= self.losses.after:
-            tensors["critic"] = torch.zeros(0)  # a name is enough: it tells one recorded step from another
+            tensors["critic"] = torch.zeros(1)  # a name is enough: it tells one recorded step from another
         if float(draws.uniform("equivariance")[0]) < self.losses.equivariance:
             tensors |= self._treatment(draws, self.model.shape[1:])
         return Planned(tensors, torch.zeros(len(batch), dtype=torch.float64))
@@ -154,7 +154,7 @@ class AutoencoderTask(Task):
         choices = [float(draws.uniform(f"equivariance/{i}")[0]) for i in range(len(size) + 2)]
         turn = torch.tensor([choice < 0.5 for choice in choices[: len(size) + 1]])
         scale = _SCALES[int(choices[-1] * len(_SCALES))]
-        return {"turn": turn, "size": torch.zeros(0, *(max(1, round(n * scale)) for n in size))}
+        return {"turn": turn, "size": torch.zeros(1, *(max(1, round(n * scale)) for n in size))}
 
 
 def treated(z: Tensor, x: Tensor, turn: Tensor, size: Sequence[int], factor: int) -> tuple[Tensor, Tensor]:

@@ -270,8 +270,11 @@ def _next(run: Run, state: Mapping[str, Any]) -> str:
         command = run.read("env.json").get("command")
         if command:
             commands.append(("go on with this run", shlex.join(map(str, command))))
+    use = ("draw samples", f"sfumato sample {folder}{what} n=16 -o samples")
+    if "autoencoder" in run.read("model/config.json"):
+        use = ("train a model in its latent", f"sfumato train image data=... codec={folder}")
     commands += [
-        ("draw samples", f"sfumato sample {folder}{what} n=16 -o samples"),
+        use,
         ("see all settings", f"sfumato show {folder}"),
         ("start another run from these weights", f"sfumato train {folder} name=another init={folder}"),
     ]

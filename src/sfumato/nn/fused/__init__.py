@@ -92,10 +92,11 @@ def res_block(
     from sfumato.nn.fused.blocks import ResBlock
 
     (one, two), (first, second) = norms, convs
+    trained = [p for part in (*norms, *convs, shortcut) if part is not None for p in part.parameters()]
     out: Tensor = ResBlock.apply(  # type: ignore[no-untyped-call]
         x, skip, mod, one.weight, one.bias, first.weight, first.bias, two.weight, two.bias, second.weight, second.bias,
         None if shortcut is None else shortcut.weight, None if shortcut is None else shortcut.bias,
-        (one.num_groups, two.num_groups), one.eps, _no_gradients(x, first.weight, skip, mod),
+        (one.num_groups, two.num_groups), one.eps, _no_gradients(x, skip, mod, *trained),
     )  # fmt: skip
     return out
 

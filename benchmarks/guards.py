@@ -192,18 +192,19 @@ def measured(case: str, rounds: int, steps: int, device: torch.device) -> dict[s
     return times
 
 
-def rows(rounds: int, steps: int, device: torch.device) -> list[Row]:
+def rows(rounds: int, steps: int, device: torch.device, cases: tuple[str, ...] = ()) -> list[Row]:
     cuda = device.type == "cuda"
     on = machine(gpu=torch.cuda.get_device_name(), threads=torch.get_num_threads()) if cuda else machine(threads=1)
     found = []
-    for case in ("dit-b" if cuda else "unet", "trivial"):
-        times = measured(case, rounds, steps, device)
+    for case in cases or ("dit-b" if cuda else "unet", "trivial"):
+        counted = steps if case != "trivial" else 5 * steps
+        times = measured(case, rounds, counted, device)
         best = {name: min(seconds) for name, seconds in times.items()}
         for ours in ("log every 20", "log every step"):
             for peer in ("step",) if cuda else ("step", "torch"):
                 settings = {
                     "rounds": rounds,
-                    "steps": steps - WARM,
+                    "steps": counted - WARM,
                     "median": 1e3 * statistics.median(times[ours]),
                     "peer_median": 1e3 * statistics.median(times[peer]),
                     "microseconds_a_step": round(1e6 * (best[ours] - best[peer]), 1),

@@ -91,7 +91,8 @@ class Mel(Codec, name="mel"):
         h = self.whitening.inverse(x0)
         h = h.reshape(len(h), -1, self.bands, h.shape[-1]).clamp(math.log(self.floor), 1.0)
         own = self.samples if x0.shape[-1] == self.shape[-1] else None
-        return self.sound(h, own).clamp(-1, 1)
+        made = self.sound(h, own)
+        return made / made.abs().amax((1, 2), keepdim=True).clamp_min(1.0)
 
     def sound(self, h: Tensor, samples: int | None = None) -> Tensor:
         """Log-mel magnitudes (B, c, bands, frames) to sounds (B, c, samples), by the vocoder if there is one."""

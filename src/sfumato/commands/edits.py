@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.commands.edits_voxels import kept_cells
 from sfumato.core import DataInfo
 from sfumato.data.audio_read import channels_to, head_of, load_file
 from sfumato.editing import Edit
@@ -96,7 +97,9 @@ def _read(file: Path, info: DataInfo, size: tuple[int, ...] | None) -> Tensor:
 
 
 def _known(text: str, media: Tensor, info: DataInfo) -> Tensor:
-    """`0:0.4` or `0:0.2,0.6:1`: the seconds of a sound that stay, as a mask (1, 1, T)."""
+    """`0:0.4` or `0:0.2,0.6:1`: the seconds of a sound that stay, as a mask (1, 1, T); of voxels see `kept_cells`."""
+    if info.kind == "voxels":
+        return kept_cells(text, info.shape[1:])
     if info.kind != "audio":
         raise UserError(
             f"keep={text}: names seconds of a sound, and this model makes {kind_of(info).noun}; use sfumato.editing"

@@ -15,6 +15,7 @@ from sfumato.core.media import DataInfo
 from sfumato.errors import UserError
 from sfumato.kinds.base import MediaKind
 from sfumato.solid import mesh, viewer
+from sfumato.solid.grid import fitted
 from sfumato.solid.render import picture, turntable
 from sfumato.solid.vox import read_vox, write_vox
 
@@ -59,7 +60,10 @@ class VoxelKind(MediaKind, name="voxels"):
     def read(self, file: Path, info: DataInfo) -> Tensor | None:
         if file.suffix == ".npy":
             return super().read(file, info)
-        return torch.from_numpy(read_vox(file)) if file.suffix == ".vox" else None
+        if file.suffix == ".png":
+            return None
+        voxels = read_vox(file) if file.suffix == ".vox" else mesh.voxelise(file, info.shape[1])
+        return torch.from_numpy(voxels if voxels.shape == info.shape else fitted(voxels, info.shape[1]))
 
     def is_whole(self, file: Path) -> bool:
         if file.suffix == ".npy":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -141,7 +142,8 @@ class Up(nn.Module):
             whole = fused.conv_enlarged(self.conv, x, self.factors)
             if whole is not None:
                 return whole
-        with torch.autocast(x.device.type, enabled=False):  # it copies values; autocast would make them float32 first
+        # It copies values, and autocast would make them float32 first. (Nothing is computed on `meta`, and nothing cast.)
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             x = F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest")
         if x.shape[2:] != size:
             for axis, n in enumerate(size, start=2):

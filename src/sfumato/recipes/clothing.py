@@ -21,8 +21,8 @@ def clothing(
 ) -> Spec[Recipe]:
     """Photographs such as those of clothes, in a latent: train the autoencoder first, with `sfumato train ae data=...`.
 
-    data: pictures, with captions or labels to ask by; the same as the autoencoder's, or their latents (`sfumato data encode`),
-    which saves encoding them again for every step. codec: the run of the autoencoder. minutes: of training, made for a GPU.
+    data: pictures with captions or labels to ask by, the same as the autoencoder's, or their latents (`sfumato data encode`),
+    which saves encoding them in every step. codec: the run of the autoencoder. minutes: of training, made for a GPU.
     width: of the U-Net.
     """
     if codec is None or codec.cls is not Latent:

@@ -76,9 +76,11 @@ class Conv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         grad = _channels_last(grad)
-        needs = (ctx.needs_input_grad[0], True)
-        dx, dw = convolve_back(grad, x, weight, needs, ctx.stride)
-        return dx, dw, column_sums(rows(grad)).to(weight.dtype), None
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        dx, dw = None, None
+        if needs_x or needs_weight:
+            dx, dw = convolve_back(grad, x, weight, (needs_x, needs_weight), ctx.stride)
+        return dx, dw, column_sums(rows(grad)).to(weight.dtype) if needs_bias else None, None
 
 
 class ResBlock(torch.autograd.Function):

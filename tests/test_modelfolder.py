@@ -137,7 +137,7 @@ def _forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
             "network.widht: dit has no setting 'widht'; did you mean 'width'?",
         ),
         (lambda c: c["model"]["info"].update(shape="big"), "'model.info.shape' can't be read"),
-        (lambda c: c["model"]["info"].update(kind="film"), "'model.info.kind' can't be read"),
+        (lambda c: c["model"]["info"].update(kind="film"), "there is no media 'film'"),
         (lambda c: c["model"].update(codec={"type": "arrays", "x": 1}), "codec.x: arrays has no setting 'x'"),
         (lambda c: c["sampling"].update(steps=0), "at least 1, not 0"),
         (

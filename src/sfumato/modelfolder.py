@@ -28,6 +28,7 @@ from sfumato.compact import compacted, expanded
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.files import PICKLES, CorruptError, refuse_pickle, replacing_folder, verify_manifest
+from sfumato.kinds import kind_of
 from sfumato.model import Model, ModelSpec
 from sfumato.tensorfile import StoredTensors
 
@@ -269,7 +270,7 @@ def _model_spec(config: Mapping[str, Any], file: Path) -> ModelSpec:
         raise UserError(f"{file.parent}: is an autoencoder, which samples nothing; train with codec={file.parent} first")
     try:
         data = dict(settings) if isinstance(settings, Mapping) else {}
-        TypeAdapter(DataInfo).validate_python(data["info"])
+        kind_of(TypeAdapter(DataInfo).validate_python(data["info"]))
         return ModelSpec.from_dict(data)
     except KeyError as error:
         raise CorruptError(file, f"has no 'model.{error.args[0]}'") from None

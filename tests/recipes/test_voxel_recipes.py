@@ -19,7 +19,7 @@ from sfumato.data.voxel_files import write_stored
 from sfumato.editing import edit
 from sfumato.errors import UserError
 from sfumato.pipeline import Pipeline
-from sfumato.recipes import load_recipe, prepare, solids, trainer
+from sfumato.recipes import demo_voxels, load_recipe, prepare, solids, trainer
 from sfumato.recipes.demo_voxels import run_voxel_demo
 from sfumato.solid.vox import read_vox, write_vox
 from sfumato.spec import Spec
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [str(c) for c in data.columns(index)["caption"]]
     kinds = [data.describe(i).things[0].shape for i in range(40)]
     write_stored(folder / "models.npz", data.fetch(index).media.numpy(), caption=captions, category=kinds)
-    settings = {"network": "dit", "size": "xs", "samples": "16", "batch": "8", "evaluations": "1", "pictures": "1"}
+    settings = {"network": "dit", "size": "xs", "samples": "16", "batch": "8", "evaluations": "0", "pictures": "1"}
     spec = load_recipe("voxels", {"data": str(folder / "models.npz"), **settings, "sampling.steps": "2"})
     trainer(spec, folder / "run", device="cpu").fit()
     return folder
@@ -161,7 +161,10 @@ def test_recipes_choose_the_network_by_the_size_of_the_grid(place: Path) -> None
         load_recipe("voxels", {"data": "digits"})
 
 
-def test_the_demo_trains_reads_and_says_so_once(tmp_path: Path) -> None:
+def test_the_demo_trains_reads_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = solids(minutes=0.02).override("train.evaluations", 0).override("sampling.steps", 2)
+    monkeypatch.setattr(demo_voxels, "solids", lambda **dials: quick)
+
     def once() -> list[str]:
         console = Console(file=io.StringIO(), width=80)
         code = run_voxel_demo(tmp_path, console, minutes=0.02, each=4)

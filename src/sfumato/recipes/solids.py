@@ -31,6 +31,6 @@ def solids(*, minutes: float = 2.5, width: int = 32, pairs: float = 0.0) -> Spec
         objective=DenoisingLoss(times=LogitNormalTimes(mean=0.4, std=1.2)),
         sampling=Sampling(steps=12, guidance=ClassifierFree(scale=1.5)),
         train=Training(
-            batch=32, minutes=minutes, lr=3e-3, decay=0.5, ema=(0.05,), evaluations=2, pictures=2, checkpoint_minutes=2.0
+            batch=32, minutes=minutes, lr=3e-3, decay=0.5, ema=(0.05,), evaluations=1, pictures=2, checkpoint_minutes=2.0
         ),
     )

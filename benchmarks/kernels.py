@@ -132,6 +132,9 @@ def transformer() -> Iterator[Job]:
         out, _, stats = tokens.gate_norm(x, branch, gate, scale, shift)
         back = lambda x=x, o=out, b=branch, g=gate, s=scale, t=stats: tokens.gate_norm_back(x, x, o, b, g, s, t)  # noqa: E731
         yield f"gate_norm_back {batch}", back, 6 * one
+    x, bias = half(128, 256, 4608), half(4608)
+    yield "bias_gelu", lambda: tokens.bias_gelu(x, bias), 2 * 2.0 * x.numel()
+    yield "bias_gelu_back", lambda: tokens.bias_gelu_back(x, x, bias), 3 * 2.0 * x.numel()
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
         for forward_only in (True, False):
             yield (

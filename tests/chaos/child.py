@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from sfumato.errors import SfumatoError
-from tests.chaos.lives import Speaker
 from tests.train.tiny import make_task, make_trainer
 
 
@@ -64,6 +63,20 @@ def note(trainer: Any, stream: Any, world: int, slow: float, while_there: Path) 
 def write(stream: Any, **entry: Any) -> None:
     """One line."""
     stream.write(json.dumps({"time": time.time(), **entry}) + "\n")
+
+
+class Speaker:
+    """A display that prints what is said."""
+
+    def update(self, *_: Any) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Print it."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import torch.distributed.tensor  # what each life would import
 from sfumato.errors import SfumatoError
 from sfumato.tensorfile import StoredTensors, groups_of
 from sfumato.train.checkpoint import Checkpoints
+from tests.chaos.child import Speaker
 from tests.train.tiny import make_task, make_trainer
 
 BATCH = 16
@@ -126,20 +127,6 @@ def _train(
     trainer.fit()
     trainer.parallel.close()
     return 0
-
-
-class Speaker:
-    """A display that prints what is said."""
-
-    def update(self, *_: Any) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Print it."""
-        print(text, flush=True)
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def free_port() -> int:

@@ -229,6 +229,7 @@ def test_operators_on_tokens_are_what_a_compiler_takes_them_for(interpreted: Non
     gate, scale, shift = torch.randn(2, 72, requires_grad=True).chunk(3, 1)
     for given in ((x, branch, gate, scale, shift), (x, None, None, scale, shift), (x, branch, gate, None, None)):
         torch.library.opcheck(torch.ops.sfumato.gate_norm.default, given)
+    torch.library.opcheck(torch.ops.sfumato.bias_gelu.default, (x, shift[0].detach().requires_grad_()))
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")

@@ -30,7 +30,7 @@ _LONG = (0.09, 0.12)  # seconds of one sound
 _SLOT = 0.165  # seconds from one to the next
 # (count, pitch, kind) of combinations that are never in the training part
 HELD_OUT = ((0, 0, 1), (0, 2, 2), (1, 1, 0), (1, 2, 3), (2, 0, 3), (2, 1, 2))
-_WORDINGS = ("{count} {pitch} {kind}", "{kind}, {pitch}, {count}", "{count} {kind} at a {pitch} pitch")
+_WORDINGS = ("{count} {pitch} {kind}",)
 
 
 @final

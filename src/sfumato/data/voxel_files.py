@@ -96,7 +96,9 @@ def read_stored(file: Path, size: int | None) -> Stored:
     else:
         bits, colours = arrays["occupancy"], arrays["colors"]
         if bits.ndim != 2 or bits.dtype != np.uint8 or not len(bits):
-            raise UserError(f"{file}: occupancy is {bits.dtype} {bits.shape}; it must be packed bits (N, S^3 / 8) uint8")
+            raise UserError(
+                f"{file}: occupancy is {bits.dtype} {bits.shape}; it must be packed bits (N, S^3 / 8) uint8"
+            )
         own = round((8 * bits.shape[1]) ** (1 / 3))
         if own**3 > 8 * bits.shape[1] or 8 * bits.shape[1] - own**3 > 7 or own < 2:
             raise UserError(f"{file}: {8 * bits.shape[1]} cells a model are no cube; grids must have equal sides")
@@ -121,7 +123,9 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
         raise UserError(f"{file}: can't be read as an .npz of plain arrays ({error})") from None
     if not arrays.keys() >= {*_KEYS} and _DENSE not in arrays:
         shown = ", ".join(f"{k} {a.shape}" for k, a in arrays.items())
-        raise UserError(f"{file}: holds no voxel models, which are occupancy and colors, or voxels; its arrays: {shown}")
+        raise UserError(
+            f"{file}: holds no voxel models, which are occupancy and colors, or voxels; its arrays: {shown}"
+        )
     return arrays
 
 
@@ -150,7 +154,9 @@ def _table(arrays: Mapping[str, NDArray[Any]], count: int, file: Path) -> Column
     for key in ("caption", "category", "name"):
         if key in arrays:
             if arrays[key].shape != (count,):
-                raise UserError(f"{file}: '{key}' has shape {arrays[key].shape} for {count} models; one a model is needed")
+                raise UserError(
+                    f"{file}: '{key}' has shape {arrays[key].shape} for {count} models; one a model is needed"
+                )
             found[key] = [str(value) for value in arrays[key].tolist()]
     labels, names = read_labels(found["category"], str(file)) if "category" in found else (None, ())
     captions = None

@@ -8,13 +8,25 @@ from torch.nn import functional as F
 
 from sfumato.nn.embed import rotate
 from sfumato.nn.layers import apply_linear, zero
+from sfumato.nn.split import Split
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v: q (B, heads, N, D), k and v (B, heads, L, D), mask (B, L), returns (B, N, heads D)."""
-    allowed = None if mask is None else mask[:, None, None, :]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    return mixed.transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, split: Split | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v: q (B, heads, N, D), k and v (B, heads, L, D), mask (B, L), returns (B, N, heads D).
+
+    mask: or (B or 1, 1, N, L), what each query may look at. split: how the keys lie on several processes, of which this one
+    gives and gets its tokens; queries have all of its rows, or the last. The mask is that of all tokens.
+    """
+    asking = split
+    if split is not None:
+        if q.shape[2] == k.shape[2]:
+            q, k, v = split.by_heads(q, k, v)
+        else:
+            asking = split.last
+            (q,), (k, v) = asking.by_heads(q), split.by_heads(k, v)
+    allowed = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+    return mixed if asking is None else asking.by_tokens(mixed)
 
 
 def rms_norm(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -26,6 +38,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention of tokens to themselves; optional rotary positions and RMS-normalised queries and keys.
 
     x: (B, N, C); rope: (2, N, head_dim // 2) from `rope_table`; mask: (B, N) bool, True where a token is real.
+    split: several processes share the tokens: x and rope are this one's, the mask is that of all.
     identity: every token looks at itself alone, out = W v, whatever q and k are (perturbed attention, Ahn et al. 2024).
     qk_norm: Henry et al., "Query-Key Normalization", 2020, with the RMS norm of Dehghani et al., "ViT-22B", 2023.
     The output projection starts at zero when `zero_out`.
@@ -48,16 +61,19 @@ class SelfAttention(nn.Module):
         mask: Tensor | None = None,
         identity: bool = False,
         beside: Tensor | None = None,
+        split: Split | None = None,
     ) -> Tensor:
         """beside: (B, N, C) to which the result is added."""
-        return apply_linear(self.out, self._mixed(x, rope, mask, identity), beside)
+        return apply_linear(self.out, self._mixed(x, rope, mask, identity, split), beside)
 
-    def _mixed(self, x: Tensor, rope: Tensor | None, mask: Tensor | None, identity: bool) -> Tensor:
+    def _mixed(
+        self, x: Tensor, rope: Tensor | None, mask: Tensor | None, identity: bool, split: Split | None
+    ) -> Tensor:
         """All heads side by side, before the output projection: (B, N, C)."""
         qkv = apply_linear(self.qkv, x)
         if identity:
             return qkv[..., 2 * x.shape[-1] :]
-        return attend(*self._heads(qkv, rope), mask)
+        return attend(*self._heads(qkv, rope), mask, split)
 
     def parts(self, x: Tensor, rope: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, N, D) of tokens, normalised and turned: for attention among several streams."""

@@ -18,6 +18,7 @@ from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoi
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
 from sfumato.nn.sizes import Size, sized
+from sfumato.nn.split import Split, TokenNetwork
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class DiTBlock(nn.Module):
         x = x + g1 Attention(modulate(x, b1, s1));  x = x + Cross(LN(x), tokens);  x = x + g2 MLP(modulate(x, b2, s2))
 
     with mod = (b1, s1, g1, b2, s2, g2) = W e + b, W = b = 0 at the start, so that every block starts as the identity.
-    x: (B, N, C); mod: (B, 6 C); real: (B, N), True for tokens of x that may be looked at.
+    x: (B, N, C); mod: (B, 6 C); real: (B, N), True for tokens of x that may be looked at; split: as in `SelfAttention`.
     Peebles & Xie, "DiT", 2022, section 3.2; cross-attention as in PixArt-alpha.
     """
 
@@ -70,9 +71,10 @@ class DiTBlock(nn.Module):
         mask: Tensor | None = None,
         identity: bool = False,
         real: Tensor | None = None,
+        split: Split | None = None,
     ) -> Tensor:
         b1, s1, g1, b2, s2, g2 = mod.chunk(6, -1)
-        attended = self.attention(modulate(x, b1, s1), rope, real, identity=identity)
+        attended = self.attention(modulate(x, b1, s1), rope, real, identity=identity, split=split)
         if self.cross is not None and self.cross_norm is not None and tokens is not None:
             x = add_gated(x, self.drop(attended), g1)
             x = x + self.cross(self.cross_norm(x), tokens, mask)
@@ -82,7 +84,7 @@ class DiTBlock(nn.Module):
         return add_gated(x, self.drop(self.mlp_out(gelu_linear(self.mlp_in, y))), g2)
 
 
-class DiT(Network, name="dit"):
+class DiT(TokenNetwork, name="dit"):
     """Diffusion transformer over patches, for (C, L), (C, H, W) and (C, D, H, W) of any size.
 
     size: xs, s, b, l or xl, one dial for width, depth and heads (192, 6, 6 to 1152, 28, 16); each of them can be set.
@@ -126,7 +128,7 @@ class DiT(Network, name="dit"):
         sides = check_transformer("dit", shape, width, heads, patch, dropout, rope_base)
         check_positive("dit", depth=depth, mlp_width=hidden, outputs=outputs)
         self.shape, self.cond, self.patch = tuple(shape), cond, sides
-        self.head_dim, self.rope_base, self.absolute = width // heads, rope_base, absolute
+        self.heads, self.head_dim, self.rope_base, self.absolute = heads, width // heads, rope_base, absolute
         self.rotary = rotary
         cells = math.prod(sides)
         self.embed = NoiseEmbedding(width, width, cond.vector)
@@ -161,15 +163,19 @@ class DiT(Network, name="dit"):
         if cond.concat is not None:
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
         tokens, grid = patchify(x, self.patch)
+        places, split = grid_positions(grid, x.device), self.split(tokens.shape[1])
+        if split is not None:
+            tokens, places = split.own(tokens), split.own(places, 0)
         h = self.stem(tokens.to(self.stem.weight.dtype))
-        positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
+        positions = places.to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
             h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
         rope = rope_table(positions, self.head_dim, self.rope_base) if self.rotary else None
         *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.layers, mods)):
-            h = block(h, mod, rope, cond.tokens, cond.mask, i in identity)
+            h = block(h, mod, rope, cond.tokens, cond.mask, i in identity, split=split)
         out = self.head(modulate(h, *last.chunk(2, -1)))
+        out = out if split is None else split.together(out)
         return unpatchify(out, self.patch, grid, size)
 
 

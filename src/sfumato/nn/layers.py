@@ -68,7 +68,10 @@ def apply_linear(module: nn.Linear, x: Tensor, beside: Tensor | None = None) -> 
 
 
 def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """GELU(module(x)) in its tanh form. Without gradients on a GPU the product ends in it: no further pass."""
+    """GELU(module(x)) in its tanh form. Without gradients on a GPU the product ends in it: no further pass.
+
+    With them the bias is added where GELU is taken, and its gradient summed where GELU's is.
+    """
     own = (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
@@ -78,6 +81,8 @@ def gelu_linear(module: nn.Linear, x: Tensor) -> Tensor:
     if own and x.is_cuda and not torch.is_grad_enabled():
         rows = torch._addmm_activation(module.bias, x.flatten(0, -2), module.weight.T, use_gelu=True)
         return rows.view(*x.shape[:-1], -1)
+    if own and fused.takes_tokens(x, module.bias):
+        return fused.bias_gelu(F.linear(x, module.weight), module.bias)
     return F.gelu(module(x), approximate="tanh")
 
 

@@ -27,6 +27,7 @@ from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table
 from sfumato.nn.layers import apply_linear, check_input, check_positive, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
 from sfumato.nn.sizes import Size, sized
+from sfumato.nn.split import Split, TokenNetwork
 
 
 class Stream(nn.Module):
@@ -82,7 +83,8 @@ class MMDiTBlock(nn.Module):
 
     x: (B, N, C) patches, turned by `rope`; c: (B, L, C) tokens of a condition, not turned, mask (B, L).
     mod: (B, 12 C), six parts for x and six for c; (B, 8 C) in the last joint block if none follows, which gives c as it was;
-    (B, 6 C) without a condition's tokens. identity: patches look at themselves and at c alone.
+    (B, 6 C) without a condition's tokens. identity: patches look at themselves and at c alone. split: how c and x lie on
+    several processes, of which this one is given its tokens, and the mask of all.
     Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (SD3), 2024, figure 2b.
     """
 
@@ -96,7 +98,14 @@ class MMDiTBlock(nn.Module):
         self.mod_width = width * (6 if not tokens else 8 if last else 12)
 
     def forward(
-        self, x: Tensor, c: Tensor | None, mod: Tensor, rope: Tensor, mask: Tensor | None, identity: bool = False
+        self,
+        x: Tensor,
+        c: Tensor | None,
+        mod: Tensor,
+        rope: Tensor,
+        mask: Tensor | None,
+        identity: bool = False,
+        split: Split | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         mods = mod.chunk(mod.shape[-1] // x.shape[-1], -1)
         q, k, v = self.patches.parts(x, mods[:6], rope)
@@ -109,25 +118,24 @@ class MMDiTBlock(nn.Module):
             more_q, more_k, more_v = self.words.parts(c, mods[6:], None)
             q, k, v = torch.cat([more_q, q], 2), torch.cat([more_k, k], 2), torch.cat([more_v, v], 2)
             asks = True
-        mixed = self._attend(q, k, v, mask, length, identity)
+        lengths = (length, x.shape[1]) if split is None else (0, *split.lengths)[-2:]
+        mixed = attend(q, k, v, self._allowed(mask, *lengths, asks, identity), split)
         if self.words is not None and c is not None and asks:
             c = self.words.after(c, mixed[:, :length], mods[6:])
             mixed = mixed[:, length:]
         return self.patches.after(x, mixed, mods[:6]), c
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, length: int, identity: bool) -> Tensor:
-        patches = k.shape[2] - length
+    def _allowed(self, mask: Tensor | None, length: int, patches: int, asks: bool, identity: bool) -> Tensor | None:
+        """What may be looked at, as `attend` takes it. asks: whether c has queries too."""
         seen = None if mask is None or not length else F.pad(mask, (0, patches), value=True)
         if not identity:
-            return attend(q, k, v, seen)
-        own = torch.eye(patches, dtype=torch.bool, device=q.device)
-        allowed = F.pad(own, (length, 0, q.shape[2] - patches, 0), value=True)[None, None]
-        if seen is not None:
-            allowed = allowed & seen[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+            return seen
+        own = torch.eye(patches, dtype=torch.bool, device=self.patches.mlp_in.weight.device)
+        allowed = F.pad(own, (length, 0, length if asks else 0, 0), value=True)[None, None]
+        return allowed if seen is None else allowed & seen[:, None, None]
 
 
-class MMDiT(Network, name="mmdit"):
+class MMDiT(TokenNetwork, name="mmdit"):
     """Diffusion transformer in which a condition's tokens are a stream of their own, beside that of the patches.
 
     Both attend to both; each has its own weights, twice as many as a `dit` of the same width and depth. For (C, L), (C, H, W)
@@ -173,7 +181,7 @@ class MMDiT(Network, name="mmdit"):
         if single < 0:
             raise UserError(f"mmdit: single = {single} must be a number of blocks, at least 0")
         self.shape, self.cond, self.patch = tuple(shape), cond, sides
-        self.head_dim, self.rope_base, self.absolute = width // heads, rope_base, absolute
+        self.heads, self.head_dim, self.rope_base, self.absolute = heads, width // heads, rope_base, absolute
         cells = math.prod(sides)
         self.embed = NoiseEmbedding(width, width, cond.vector)
         self.stem = nn.Linear((shape[0] + cond.concat) * cells, width)
@@ -216,26 +224,41 @@ class MMDiT(Network, name="mmdit"):
         if cond.concat is not None:
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
         tokens, grid = patchify(x, self.patch)
+        places, split = grid_positions(grid, x.device), self.split(tokens.shape[1])
+        if split is not None:
+            tokens, places = split.own(tokens), split.own(places, 0)
         h = self.stem(tokens.to(self.stem.weight.dtype))
-        positions = grid_positions(grid, x.device).to(torch.promote_types(h.dtype, torch.float32))
+        positions = places.to(torch.promote_types(h.dtype, torch.float32))
         if self.absolute:
             h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
         rope = rope_table(positions, self.head_dim, self.rope_base)
         c = None
         if self.words is not None and self.words_norm is not None and cond.tokens is not None:
-            c = self.words(self.words_norm(cond.tokens.to(self.words.weight.dtype)))
+            words = self.split(cond.tokens.shape[1])
+            told = cond.tokens if words is None else words.own(cond.tokens)
+            split = None if split is None else split.after(words)
+            c = self.words(self.words_norm(told.to(self.words.weight.dtype)))
         *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.joint, mods)):
-            h, c = block(h, c, mod, rope, cond.mask, i in identity)
-        h = self._shared(h, c, mods[len(self.joint) :], rope, cond.mask)
+            h, c = block(h, c, mod, rope, cond.mask, i in identity, split=split)
+        h = self._shared(h, c, mods[len(self.joint) :], rope, cond.mask, split)
         out = self.head(modulate(h, *last.chunk(2, -1)))
+        out = out if split is None else split.last.together(out)
         return unpatchify(out, self.patch, grid, size)
 
-    def _shared(self, h: Tensor, c: Tensor | None, mods: Sequence[Tensor], rope: Tensor, mask: Tensor | None) -> Tensor:
+    def _shared(
+        self,
+        h: Tensor,
+        c: Tensor | None,
+        mods: Sequence[Tensor],
+        rope: Tensor,
+        mask: Tensor | None,
+        split: Split | None,
+    ) -> Tensor:
         """The blocks that serve both streams, as one row of tokens; only the patches come back."""
         if not len(self.single):
             return h
-        length, patches = (0 if c is None else c.shape[1]), h.shape[1]
+        length, patches = (0 if c is None else c.shape[1]), h.shape[1] if split is None else split.lengths[-1]
         if c is not None:
             h = torch.cat([c, h], 1)
             still = rope.new_zeros(2, length, rope.shape[-1])
@@ -243,5 +266,5 @@ class MMDiT(Network, name="mmdit"):
             rope = torch.cat([still, rope], 1)
         seen = None if mask is None or c is None else F.pad(mask, (0, patches), value=True)
         for block, mod in zip(self.single, mods):
-            h = block(h, mod, rope, real=seen)
+            h = block(h, mod, rope, real=seen, split=split)
         return h[:, length:]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from sfumato.codecs import Codec, Mel
 from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes
-from sfumato.data import Clips, Data, Sounds
+from sfumato.data import Clips, Data
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
@@ -42,11 +42,11 @@ def sounds(
     size: xs, s or m, the width of the network (auto: xs on a CPU, s on a GPU). vocoder: folder of a trained vocoder for the
     recipe's mel bands; none: Griffin-Lim. codec: `codec=RUN` of a trained autoencoder, or any other in place of mel bands.
     """
-    if not issubclass(data.cls, Sounds):
-        raise UserError(f"recipe 'sounds' is for sounds, and this is '{data.cls.kind}'; use recipe 'image'")
     if "timing" in parameters(data.cls) and "timing" not in data.settings:
         data = data.with_(timing=True)
     opened = data.build()
+    if opened.info.kind != "audio":
+        raise UserError(f"recipe 'sounds' is for sounds, and this is '{data.cls.kind}'; use recipe 'image'")
     device = choose_device("auto").type
     chosen = size if size != "auto" else ("xs" if device == "cpu" else "s")
     width, lr, positions = _SCALES[chosen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfumato.codecs import Voxels
 from sfumato.conditioners import Text
-from sfumato.core import X0, DenoisingLoss, LogitNormalTimes
+from sfumato.core import X0, DenoisingLoss, LogisticGrid, LogitNormalTimes
 from sfumato.data import Solids
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
@@ -28,9 +28,16 @@ def solids(*, minutes: float = 2.5, width: int = 32, pairs: float = 0.0) -> Spec
         codec=Spec(Voxels, fold=2),
         conditioner=Spec(Text, width=64, depth=1, heads=2, buckets=1024),
         parameterization=X0(),  # what is learned is nearly binary, and simpler than the noise beside it
-        objective=DenoisingLoss(times=LogitNormalTimes(mean=0.4, std=1.2)),
-        sampling=Sampling(steps=12, guidance=ClassifierFree(scale=1.5)),
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=2.0, std=1.5)),
+        sampling=Sampling(grid=LogisticGrid(center=-2.0, scale=1.8), steps=12, guidance=ClassifierFree(scale=1.5)),
         train=Training(
-            batch=32, minutes=minutes, lr=3e-3, decay=0.5, ema=(0.05,), evaluations=1, pictures=2, checkpoint_minutes=2.0
+            batch=32,
+            minutes=minutes,
+            lr=3e-3,
+            decay=0.5,
+            ema=(0.05,),
+            evaluations=1,
+            pictures=2,
+            checkpoint_minutes=2.0,
         ),
     )

@@ -84,6 +84,14 @@ def gate_norm(
     return out, y
 
 
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias) in its tanh form, of tokens that `takes_tokens`."""
+    from sfumato.nn.fused import tokens
+
+    out: Tensor = tokens.bias_gelu(x, bias)
+    return out
+
+
 def res_block(
     x: Tensor, skip: Tensor | None, mod: Tensor, norms: tuple[nn.GroupNorm, nn.GroupNorm], convs: Sequence[nn.Module],
     shortcut: nn.Linear | None,

@@ -86,3 +86,43 @@ def gate_norm_back(
         tl.store(to + C, of_shift, mask=used)
     if GATED:
         tl.store(to + 2 * NORM * C, of_gate, mask=used)
+
+
+@triton.jit
+def _gate_of_gelu(x):
+    """s of GELU(x) = x s in its tanh form: sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))."""
+    return tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def bias_gelu(x, bias, y, M, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """y = GELU(x + bias) for rows x (M, N), bias (N,)."""
+    m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    at = m[:, None] * N + n[None, :]
+    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    v += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(y + at, (v * _gate_of_gelu(v)).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def bias_gelu_back(
+    dy, x, bias, dx, sums, M, N: tl.constexpr, PER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """dx of PER rows, and in sums (parts, N) float32 its sums over them: the gradient of the bias."""
+    part = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    for row in range(0, PER, BLOCK_M):
+        m = part * PER + row + tl.arange(0, BLOCK_M)
+        inside = (m < M)[:, None] & (n < N)[None, :]
+        at = m[:, None] * N + n[None, :]
+        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + b
+        g = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+        s = _gate_of_gelu(v)
+        d = g * (s + v * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * v * v))
+        tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
+        total += tl.sum(d, 0)
+    tl.store(sums + part * N + n, total, mask=n < N)

@@ -152,3 +152,59 @@ gate_norm.register_autograd(_backward, setup_context=_keep)
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
+
+
+# ---------------------------------------------------------------- GELU(x + bias)
+
+_PER = 128  # rows that a program of the backward pass sums over
+_TILE = {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4}
+
+
+def _parts(rows: int) -> int:
+    return -(-rows // _PER)
+
+
+@custom_op("sfumato::bias_gelu", mutates_args=(), schema="(Tensor x, Tensor bias) -> Tensor")
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias) in its tanh form, for tokens (B, N, H): what a product without its bias gave."""
+    x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, wide = x.numel() // x.shape[-1], x.shape[-1]
+    grid = (-(-wide // _TILE["BLOCK_N"]), -(-rows // _TILE["BLOCK_M"]))
+    _launch("bias_gelu", grid, x, bias, y, rows, N=wide, **_TILE)
+    return y
+
+
+@bias_gelu.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@custom_op("sfumato::bias_gelu_back", mutates_args=(), schema="(Tensor dy, Tensor x, Tensor bias) -> (Tensor, Tensor)")
+def bias_gelu_back(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """(gradient of x, its sums over parts of the rows (parts, H) float32)."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, wide = x.numel() // x.shape[-1], x.shape[-1]
+    sums = torch.empty(_parts(rows), wide, dtype=torch.float32, device=x.device)
+    grid = (-(-wide // _TILE["BLOCK_N"]), len(sums))
+    _launch("bias_gelu_back", grid, dy.contiguous(), x.contiguous(), bias, dx, sums, rows, N=wide, PER=_PER, **_TILE)
+    return dx, sums
+
+
+@bias_gelu_back.register_fake
+def _(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.shape[-1]
+    parts = _parts(x.numel() // wide)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(parts, wide, dtype=torch.float32)
+
+
+def _keep_gelu(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gelu_backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    x, bias = ctx.saved_tensors
+    dx, sums = torch.ops.sfumato.bias_gelu_back(dy, x, bias)
+    return dx, sums.sum(0).to(bias.dtype)
+
+
+bias_gelu.register_autograd(_gelu_backward, setup_context=_keep_gelu)

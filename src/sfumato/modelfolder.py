@@ -267,7 +267,9 @@ def _cell(value: str) -> str:
 def _model_spec(config: Mapping[str, Any], file: Path) -> ModelSpec:
     settings = config.get("model")
     if settings is None and "autoencoder" in config:
-        raise UserError(f"{file.parent}: is an autoencoder, which samples nothing; train with codec={file.parent} first")
+        raise UserError(
+            f"{file.parent}: is an autoencoder, which samples nothing; train with codec={file.parent} first"
+        )
     try:
         data = dict(settings) if isinstance(settings, Mapping) else {}
         kind_of(TypeAdapter(DataInfo).validate_python(data["info"]))

@@ -116,6 +116,9 @@ def _train(
     with (folder / f"said-{rank}.txt").open("ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = os.fdopen(
+        1, "w", buffering=1, closefd=False
+    )  # and not what pytest has put in their place
     for name in ("PYTEST_CURRENT_TEST", "TORCHELASTIC_RUN_ID"):
         os.environ.pop(name, None)
     if size > 1:

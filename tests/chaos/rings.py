@@ -158,13 +158,17 @@ def row7(folder: Path, full: bool) -> Row:
         "--rdzv-endpoint",
         f"127.0.0.1:{port}",
     ]
-    ring += ["--rdzv-id", "chaos", "--rdzv-conf", QUICK, "--max-restarts", "5"]
-    first = torchrun(run, asked, *ring, log="a.txt")
-    second = torchrun(run, asked, *ring, log="b.txt")
+    ring += ["--rdzv-id", "chaos", "--max-restarts", "5", "--rdzv-conf"]
+    guest = [
+        *ring,
+        f"{QUICK},is_host=False",
+    ]  # else whoever comes first keeps the rendezvous, and it is lost with that one
+    first = torchrun(run, asked, *ring, f"{QUICK},is_host=True", log="a.txt")
+    second = torchrun(run, asked, *guest, log="b.txt")
     backs: list[float] = []
     try:
         row.check(bool(wait_for(lambda: steps_after(run, 0, 2, 10 * BATCH), 90)), "two did not begin")
-        for world, act in ((1, lambda: kill(second)), (2, lambda: torchrun(run, asked, *ring, log="c.txt"))):
+        for world, act in ((1, lambda: kill(second)), (2, lambda: torchrun(run, asked, *guest, log="c.txt"))):
             begun = time.time()
             third = act()
             found = wait_for(lambda begun=begun, world=world: steps_after(run, begun + 0.05, world), 60)
@@ -277,7 +281,7 @@ def _cut(row: Row, folder: Path, ip: str) -> Row:
         cut_at = time.time()
         subprocess.run([ip, "-n", "sfb", "link", "set", "sfb0", "down"], check=True)
         newest = intact(run)[-1]
-        found = wait_for(lambda: steps_after(run, cut_at + 0.5, 1), 90)
+        found = wait_for(lambda: steps_after(run, cut_at + 0.5, 1), 150)
         if not row.check(bool(found), "one did not go on"):
             row.facts["said"] = {log: (run / log).read_text(errors="replace")[-2000:] for log in ("a.txt", "b.txt")}
             return row

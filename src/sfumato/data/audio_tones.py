@@ -22,10 +22,10 @@ LENGTH = 2048  # half a second
 COUNTS = ("one", "two", "three")
 PITCHES = ("low", "middle", "high")
 KINDS = ("beep", "pluck", "rising sweep", "falling sweep")
-_VERSION = "tones 1"
-_HERTZ = ((160, 240), (400, 600), (1000, 1500))  # of the middle of a sound
+_VERSION = "tones 2"
+_HERTZ = ((160, 220), (420, 560), (1000, 1200))  # of the middle of a sound
 _BORDERS = (310, 775)  # between them
-_SWEEP = 0.8  # octaves from the start of a sweep to its end
+_SWEEP = 1.2  # octaves from the start of a sweep to its end
 _LONG = (0.09, 0.12)  # seconds of one sound
 _SLOT = 0.165  # seconds from one to the next
 # (count, pitch, kind) of combinations that are never in the training part
@@ -39,7 +39,7 @@ class Tones(InMemory, name="tones"):
     """`count` sounds of half a second at 4 kHz: one to three beeps, plucks or sweeps, low, middle or high; functions of
     (seed, index).
 
-    Captions such as "two high rising sweeps" in three wordings. Held out: the sounds of 6 of the 36 combinations, none
+    Captions such as "two high rising sweeps". Held out: the sounds of 6 of the 36 combinations, none
     of which is in the training part. `hear` tells what a sound holds.
     """
 

@@ -18,7 +18,7 @@ from sfumato.data.columns import Columns
 from sfumato.data.solids_words import COLOURS, SHAPES, SIZES, Stack, Thing, understand
 from sfumato.errors import UserError
 
-SIDES = ((4, 5), (7, 8))  # of small and large solids in 16 cells: two large ones just stand on one another
+SIDES = ((5, 6), (8, 8))  # of small and large solids in 16 cells: two large ones just stand on one another
 LEAST = 0.75  # overlap with the nearest solid, below which a thing is taken for none
 _STRAY = 0.03  # share of the voxels that may have another colour
 _TINT = 10

@@ -118,21 +118,24 @@ class MMDiTBlock(nn.Module):
             more_q, more_k, more_v = self.words.parts(c, mods[6:], None)
             q, k, v = torch.cat([more_q, q], 2), torch.cat([more_k, k], 2), torch.cat([more_v, v], 2)
             asks = True
-        lengths = (length, x.shape[1]) if split is None else (0, *split.lengths)[-2:]
-        mixed = attend(q, k, v, self._allowed(mask, *lengths, asks, identity), split)
+        before, patches = (length, x.shape[1]) if split is None else (split.count - split.last.count, split.last.count)
+        mixed = attend(q, k, v, _allowed(mask, before, patches, asks, identity, x.device), split)
         if self.words is not None and c is not None and asks:
             c = self.words.after(c, mixed[:, :length], mods[6:])
             mixed = mixed[:, length:]
         return self.patches.after(x, mixed, mods[:6]), c
 
-    def _allowed(self, mask: Tensor | None, length: int, patches: int, asks: bool, identity: bool) -> Tensor | None:
-        """What may be looked at, as `attend` takes it. asks: whether c has queries too."""
-        seen = None if mask is None or not length else F.pad(mask, (0, patches), value=True)
-        if not identity:
-            return seen
-        own = torch.eye(patches, dtype=torch.bool, device=self.patches.mlp_in.weight.device)
-        allowed = F.pad(own, (length, 0, length if asks else 0, 0), value=True)[None, None]
-        return allowed if seen is None else allowed & seen[:, None, None]
+
+def _allowed(
+    mask: Tensor | None, length: int, patches: int, asks: bool, identity: bool, device: torch.device
+) -> Tensor | None:
+    """What may be looked at in a joint block, as `attend` takes it. asks: whether c has queries too."""
+    seen = None if mask is None or not length else F.pad(mask, (0, patches), value=True)
+    if not identity:
+        return seen
+    own = torch.eye(patches, dtype=torch.bool, device=device)
+    allowed = F.pad(own, (length, 0, length if asks else 0, 0), value=True)[None, None]
+    return allowed if seen is None else allowed & seen[:, None, None]
 
 
 class MMDiT(TokenNetwork, name="mmdit"):

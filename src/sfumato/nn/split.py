@@ -1,9 +1,9 @@
 """Tokens of a sample that several processes share: each computes a run of them, and in attention a part of the heads.
 
-    per layer:  (B, N / P tokens, all heads) -> exchange of q, k, v -> (B, all N tokens, heads / P) -> softmax(q k^T) v -> back
+    per layer:  (B, N / P tokens, all heads) -> exchange of q, k, v -> (B, N tokens, heads / P) -> softmax(q k^T) v -> back
 
-for P processes. What attention sums over is on one process, so nothing is approximated; everything else is done token by token.
-Each process sends four tensors as large as its tokens for a layer, whatever P is: less and less of the layer as N / P stays.
+for P processes. What attention sums over is on one process, so nothing is approximated; all else is done token by token.
+For a layer each process sends four tensors as large as its own tokens (B, N / P, C), and the same again in the backward pass.
 Jacobs et al., "DeepSpeed Ulysses", 2023, section 3. https://arxiv.org/abs/2309.14509
 """
 
@@ -24,7 +24,7 @@ from sfumato.errors import UserError
 
 
 class TokenGroup(ABC):
-    """The processes that share tokens: `size` of them, of which this one is `rank`. Where they are is no business of a network."""
+    """The processes that share tokens: `size` of them, of which this one is `rank`. A network knows nothing else of them."""
 
     rank: int
     size: int
@@ -42,8 +42,8 @@ class TokenGroup(ABC):
 class Split:
     """How rows of tokens lie on the processes of `group`.
 
-    lengths: of the rows, one after the other (tokens of a condition, patches). Each process has a P-th of each row, neighbours,
-    rounded up: what the last processes have too many of is padding, which attention never sees and `together` cuts off.
+    lengths: of the rows, one after the other (tokens of a condition, patches). Each process has a P-th of each row, rounded
+    up, neighbours: what the last processes have too many of is padding, which attention never sees and `together` cuts off.
     """
 
     group: TokenGroup
@@ -86,11 +86,11 @@ class Split:
         return parts.movedim(0, 1).flatten(1, 2)[:, : self.lengths[0]]
 
     def by_heads(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """(B, heads, n, D) of this process's tokens to (B, heads / P, N, D), its heads of all tokens: one exchange for all."""
+        """(B, heads, n, D) of this process's tokens to (B, heads / P, N, D), its heads of all: one exchange for all parts."""
         size = self.group.size
-        sent = torch.stack([p.unflatten(1, (size, -1)).movedim(1, 0) for p in parts], 1)  # (P, parts, B, heads / P, n, D)
-        rows, at = [], 0
+        sent = torch.stack([p.view(len(p), size, -1, *p.shape[2:]).movedim(1, 0) for p in parts], 1)
         found = self.group.exchange(sent).movedim(0, -3)  # (parts, B, heads / P, P, n, D)
+        rows, at = [], 0
         for each, length in zip(self._each, self.lengths):
             rows.append(found[..., at : at + each, :].flatten(-3, -2)[..., :length, :])
             at += each
@@ -99,9 +99,9 @@ class Split:
     def by_tokens(self, x: Tensor) -> Tensor:
         """The way back: (B, N, C / P), side by side this process's heads of all tokens, to (B, n, C)."""
         size, rows = self.group.size, []
-        for row, each in zip(x.split(self.lengths, 1), self._each):
+        for row, each in zip(torch.split(x, list(self.lengths), 1), self._each):
             padded = F.pad(row, (0, 0, 0, size * each - row.shape[1]))
-            rows.append(padded.unflatten(1, (size, each)))
+            rows.append(padded.view(len(x), size, each, -1))
         sent = torch.cat(rows, 2) if len(rows) > 1 else rows[0]  # (B, P, n, C / P)
         return self.group.exchange(sent.movedim(1, 0)).permute(1, 2, 0, 3).flatten(2)
 
@@ -133,11 +133,11 @@ def share_tokens(network: TokenNetwork, group: TokenGroup | None) -> Iterator[No
 def check_shared(network: nn.Module | None, size: int, name: str = "train.sequence") -> None:
     """Raise UserError, which names a setting, if so many processes can't share this network's tokens."""
     if not isinstance(network, TokenNetwork):
-        kind = getattr(network, "kind", "") or type(network).__name__
-        raise UserError(f"{name} = {size}: '{kind}' does not compute token by token; use dit or mmdit, or {name}=1")
+        kind = getattr(network, "kind", "") or "this model"
+        raise UserError(f"{name} = {size}: {kind} has no tokens to share; use network=dit or mmdit, or {name}=1")
     if network.heads % size:
         fitting = ", ".join(str(n) for n in range(1, network.heads + 1) if network.heads % n == 0)
-        raise UserError(f"{name} = {size}: does not divide the {network.heads} heads of the network; use one of {fitting}")
+        raise UserError(f"{name} = {size}: does not divide the network's {network.heads} heads; use one of {fitting}")
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
         raise UserError(
             f"{name} = {size}: dropout would fall alike on the tokens of every process; set network.dropout=0"

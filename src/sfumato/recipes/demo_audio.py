@@ -23,7 +23,7 @@ from sfumato.train.report import write_report
 
 EACH = 10  # samples of each of the 36 combinations
 SUMMARY = "summary.json"
-LEAST = 0.9  # share of combinations trained on that has to be heard
+LEAST = 0.8  # share of samples of trained combinations in which what was asked has to be heard
 _SHOWN = "two high rising sweeps"
 
 
@@ -31,7 +31,7 @@ def run_audio_demo(runs: Path, console: Console, *, minutes: float | None = None
     """Train, sample, listen and say so in four lines; a second call says what is there. Returns the exit code.
 
     Writes `runs/demo-audio`, a run like any other, with `summary.json`, `tones.png` (spectrograms of samples) and
-    `tone.wav`. Exit code 1 if fewer than 90% of the samples of trained combinations hold what was asked. minutes: of
+    `tone.wav`. Exit code 1 if fewer than 80% of the samples of trained combinations hold what was asked. minutes: of
     training.
     """
     folder = runs / "demo-audio"

@@ -40,7 +40,8 @@ def run_voxel_demo(runs: Path, console: Console, *, minutes: float | None = None
     if summary and summary.get("settings") == spec.to_dict() and (folder / "model").is_dir():
         console.print(f"The demo has been trained already; delete {folder} to train it again.")
     else:
-        console.print(f"Training text to voxel models on solids that a program makes for {spec.train.minutes:g} min.")
+        budget = f"{spec.train.samples:,} samples" if minutes is None else f"{minutes:g} min"
+        console.print(f"Training text to voxel models on solids that a program makes, for {budget}.")
         result = trainer(spec, folder, display=Terminal(console)).fit()
         console.print(f"Sampling {each} captions trained on and {each} of new combinations, and reading the models.")
         began = time.perf_counter()

@@ -13,12 +13,15 @@ from sfumato.recipes.base import Recipe, recipe
 from sfumato.spec import Spec
 from sfumato.train import Training
 
+_SAMPLES = 15_000
+
 
 @recipe("solids")
-def solids(*, minutes: float = 2.5, width: int = 32, pairs: float = 0.0) -> Spec[Recipe]:
+def solids(*, minutes: float | None = None, width: int = 32, pairs: float = 0.0) -> Spec[Recipe]:
     """Solids of 16^3 voxels asked for in words: "a large red ball", with pairs above 0 "a small red ball on a blue box".
 
-    minutes: of training. width: of the U-Net. pairs: share of models with two solids.
+    minutes: of training; none for 15,000 samples: under 3 minutes on two cores, 4 on one. width: of the U-Net. pairs:
+    share of models with two solids.
     """
     return Spec(
         Recipe,
@@ -28,11 +31,12 @@ def solids(*, minutes: float = 2.5, width: int = 32, pairs: float = 0.0) -> Spec
         codec=Spec(Voxels, fold=2),
         conditioner=Spec(Text, width=64, depth=1, heads=2, buckets=1024),
         parameterization=X0(),  # what is learned is nearly binary, and simpler than the noise beside it
-        objective=DenoisingLoss(times=LogitNormalTimes(mean=2.0, std=1.5)),
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=1.7, std=1.5)),
         sampling=Sampling(grid=LogisticGrid(center=-2.0, scale=1.8), steps=12, guidance=ClassifierFree(scale=1.5)),
         train=Training(
-            batch=32,
+            batch=16,
             minutes=minutes,
+            samples=_SAMPLES if minutes is None else None,
             lr=3e-3,
             decay=0.5,
             ema=(0.05,),

@@ -15,7 +15,7 @@ from sfumato.train import Training
 
 
 @recipe("tones")
-def tones(*, minutes: float = 2.0, width: int = 48) -> Spec[Recipe]:
+def tones(*, minutes: float = 2.5, width: int = 48) -> Spec[Recipe]:
     """Half a second of sound asked for in words: "two high rising sweeps". Nothing to download: a program draws the
     data.
 
@@ -26,7 +26,7 @@ def tones(*, minutes: float = 2.0, width: int = 48) -> Spec[Recipe]:
         title="tones",
         data=Spec(Tones),
         codec=Spec(Mel, window=128, hop=64, bands=40, floor=-60.0),
-        network=Spec(UNet, width=width, mults=(1, 2, 2), blocks=1, attention=(2,)),
+        network=Spec(UNet, width=width, mults=(1, 2, 2), blocks=1, attention=(1, 2)),
         conditioner=Spec(Text, width=64, depth=1, heads=2, length=48, buckets=512),
         objective=DenoisingLoss(times=LogitNormalTimes()),
         sampling=Sampling(steps=12, guidance=ClassifierFree(scale=2.0)),

@@ -60,8 +60,8 @@ def voxels(
         codec=codec,
         conditioner=conditioner,
         parameterization=X0(),  # what is learned is nearly binary, and simpler than the noise beside it
-        objective=DenoisingLoss(times=LogitNormalTimes(mean=2.2, std=1.6)),
-        sampling=Sampling(grid=LogisticGrid(center=-2.2, scale=2.0), steps=20, guidance=ClassifierFree(scale=2.0)),
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=1.8, std=1.6)),
+        sampling=Sampling(grid=LogisticGrid(center=-2.0, scale=2.0), steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(
             batch=128 if size == "m" else 32,
             minutes=minutes,

@@ -13,7 +13,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn, final
 
 import torch
@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from sfumato.core import Batch, Draws, Loss
 from sfumato.errors import UserError
 from sfumato.nn.recompute import blocks_of
+from sfumato.nn.split import TokenGroup, TokenNetwork, share_tokens
 from sfumato.tensorfile import Slice, StoredTensors
 from sfumato.train.alarm import Alarm, Failure
 from sfumato.train.device import choose_device
 from sfumato.train.optim import local
+from sfumato.train.sequence import Neighbours
 from sfumato.train.task import Task
 
 KINDS = ("auto", "ddp", "fsdp", "hsdp")
@@ -43,9 +45,23 @@ class Words(NamedTuple):
 
 
 class Parallel:
-    """One process: shares nothing, agrees with itself. rank, size: of this process, and how many there are."""
+    """One process: shares nothing, agrees with itself. rank, size: of this process, and how many there are.
 
-    rank, size = 0, 1
+    sequence: how many neighbours share the tokens of each sample (`train.sequence`). They have the same part of a batch, and
+    batches are dealt to groups of them: `data_rank` of this process's, `data_size` of groups.
+    """
+
+    rank, size, sequence = 0, 1, 1
+
+    @property
+    def data_rank(self) -> int:
+        """Whose part of a batch this process has."""
+        return self.rank // self.sequence
+
+    @property
+    def data_size(self) -> int:
+        """Among how many a batch is shared out."""
+        return self.size // self.sequence
 
     @property
     def main(self) -> bool:
@@ -114,15 +130,22 @@ class Parallel:
 
 
 class _Process(Parallel):
-    """What every process of several has: its rank, and a group on the CPU for small words."""
+    """What every process of several has: its rank, a group on the CPU for small words, and those it shares tokens with."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, sequence: int = 1) -> None:
         self.device = device
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._alarm: Alarm | None = None
+        self.sequence = sequence
+        self._tokens: TokenGroup | None = Neighbours(sequence) if sequence > 1 else None
+
+    def _sharing(self, task: Task) -> AbstractContextManager[None]:
+        """Around a loss: the network's tokens are shared there, and nowhere else; its copies compute alone."""
+        network = task.halved
+        return share_tokens(network, self._tokens) if isinstance(network, TokenNetwork) else nullcontext()
 
     def gather(self, loss: Loss) -> Loss:
         value = loss.value.detach().clone()
@@ -131,7 +154,8 @@ class _Process(Parallel):
         dist.all_gather(each, loss.per_sample.detach().contiguous())
         times = [torch.empty_like(loss.t) for _ in range(self.size)]
         dist.all_gather(times, loss.t.contiguous(), group=self._words)
-        return Loss(value / self.size, torch.cat(each), torch.cat(times))
+        one = slice(None, None, self.sequence)  # those who share tokens have the same samples
+        return Loss(value / self.size, torch.cat(each[one]), torch.cat(times[one]))
 
     def agree(self, words: Words) -> Words:
         mine = Words(words.seconds if self.main else 0.0, *words[1:])
@@ -201,7 +225,8 @@ class Replicated(_Process):
             )
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
-        return Loss(*self._ddp(batch, draws))
+        with self._sharing(task):
+            return Loss(*self._ddp(batch, draws))
 
     @contextmanager
     def part(self, task: Task, last: bool) -> Iterator[None]:
@@ -220,8 +245,8 @@ class Sharded(_Process):
     the same (HSDP), so that between groups nothing goes but gradients.
     """
 
-    def __init__(self, device: torch.device, shards: int | None = None) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, sequence: int = 1, shards: int | None = None) -> None:
+        super().__init__(device, sequence)
         self.shards = self.size if shards is None else shards
         self._group, self._place = divmod(self.rank, self.shards)
         self._neighbours: dist.ProcessGroup | None = None
@@ -244,7 +269,8 @@ class Sharded(_Process):
         self._sharded = {**{name.removeprefix("model."): p for name, p in named.items()}, **named}
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
-        return Loss(*self._module(batch, draws))
+        with self._sharing(task):
+            return Loss(*self._module(batch, draws))
 
     @contextmanager
     def part(self, task: Task, last: bool) -> Iterator[None]:
@@ -315,9 +341,14 @@ def _chunk(n: int, parts: int, place: int) -> tuple[int, int]:
     return min(place * each, n), min((place + 1) * each, n)
 
 
-def begin(kind: str, device: str) -> tuple[Parallel, torch.device]:
-    """This process's part in what torchrun started, and its device. kind: `train.parallel`."""
+def begin(kind: str, device: str, sequence: int = 1) -> tuple[Parallel, torch.device]:
+    """This process's part in what torchrun started, and its device. kind: `train.parallel`; sequence: `train.sequence`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size % sequence:
+        raise UserError(
+            f"train.sequence = {sequence}: does not divide the number of processes, {size}; start a multiple of {sequence} "
+            "by torchrun --nproc-per-node N -m sfumato"
+        )
     if size == 1:
         if kind in ("fsdp", "hsdp"):
             raise UserError(
@@ -332,5 +363,5 @@ def begin(kind: str, device: str) -> tuple[Parallel, torch.device]:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         if size % here:
             raise UserError(f"train.parallel=hsdp: {size} processes are not {here} on every machine; use fsdp")
-        return Sharded(chosen, here), chosen
-    return (Sharded if kind == "fsdp" else Replicated)(chosen), chosen
+        return Sharded(chosen, sequence, here), chosen
+    return (Sharded if kind == "fsdp" else Replicated)(chosen, sequence), chosen

@@ -36,7 +36,7 @@ FREE_TO_CHANGE = frozenset(
             "watchdog",
             "snapshots",
         ),
-        *("compile", "recompute", "memory", "offload", "parallel"),
+        *("compile", "recompute", "memory", "offload", "parallel", "sequence"),
     }
 )
 
@@ -76,6 +76,8 @@ class Training(Registered, family="training", name="training"):
         8-bit floats (extra `lowbit`, H100 and newer).
     parallel: how several processes (torchrun) share the work: `ddp`, each with the whole model; `fsdp`, each with a slice of
         every tensor; `hsdp`, slices among those of one machine, each machine with the whole; auto: ddp. A step is the same.
+    sequence: how many processes, neighbours, share the tokens of each sample (`dit`, `mmdit`); every such group has its own
+        part of the batch. A step is the same.
     drop: share of training samples whose condition is replaced by "anything", which guidance needs.
     precision: bf16 computes matrix products in bfloat16 and keeps weights in float32; auto takes it where the GPU has it.
     checkpoint_minutes: minutes between two checkpoints. keep: how many are kept, the newest. keep_every: and of every so many
@@ -121,9 +123,10 @@ class Training(Registered, family="training", name="training"):
     compile: bool | None = None
     fp8: bool = False
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    sequence: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "keep", "log_every", "threads"):
+        for name in ("batch", "accumulate", "keep", "log_every", "threads", "sequence"):
             self._need(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("evaluations", "pictures", "snapshots", "weight_decay", "clip", "warmup", "keep_every"):
             self._need(name, 0 <= getattr(self, name) < math.inf, "can't be negative; 0 turns it off")
@@ -140,6 +143,9 @@ class Training(Registered, family="training", name="training"):
         self._need("watchdog", self.watchdog is None or 0 <= self.watchdog < math.inf, "is in seconds; 0 turns it off")
         if self.memory is not None:
             parse_memory(self.memory)
+            self._need(
+                "memory", self.sequence == 1, "not with train.sequence; set train.recompute and train.accumulate"
+            )
         if self.minutes is not None and self.samples is not None:
             raise UserError(
                 f"training has two budgets, minutes={self.minutes:g} and samples={self.samples}; set one of them to none"

@@ -10,6 +10,7 @@ from torch import nn
 from sfumato.data import Data, Replaced
 from sfumato.data.broken import refuse, too_many
 from sfumato.errors import UserError
+from sfumato.nn.split import check_shared
 from sfumato.train.ema import Ema
 from sfumato.train.optim import AdamW, Optimizer
 from sfumato.train.optim_offload import HostEma, averages, on_host
@@ -23,17 +24,25 @@ Averages = Ema[Any] | HostEma[Any] | ShardedEma[Any]
 
 def part_of(settings: Training, parallel: Parallel) -> int:
     """Samples that a process computes at a time. Raises UserError if the batch can't be shared out evenly."""
-    whole = settings.accumulate * parallel.size
+    whole = settings.accumulate * parallel.data_size
     if settings.batch % whole:
+        who = "processes" if parallel.sequence == 1 else f"groups of {parallel.sequence} processes"
         raise UserError(
-            f"train.batch = {settings.batch}: {parallel.size} processes of accumulate = {settings.accumulate} can't share it "
-            f"out evenly; use a multiple of {whole}"
+            f"train.batch = {settings.batch}: {parallel.data_size} {who} of accumulate = {settings.accumulate} can't share "
+            f"it out evenly; use a multiple of {whole}"
         )
     return settings.batch // whole
 
 
 def shared(task: Task, settings: Training, parallel: Parallel) -> tuple[Optimizer, Averages]:
-    """Share the task's parameters; then their optimizer and averages."""
+    """Share the task's parameters; then their optimizer and averages. Raises UserError for what can't be shared."""
+    if parallel.sequence > 1:
+        check_shared(task.halved, parallel.sequence)
+        if getattr(task, "align", None) is not None:
+            raise UserError(
+                f"train.sequence = {parallel.sequence}: align= looks at all tokens of a block, and a process has a part; set "
+                "align=none"
+            )
     if parallel.size > 1 and settings.offload != "none":
         raise UserError(
             f"train.offload = {settings.offload}: not with several processes; use train.parallel=fsdp to save memory"
@@ -74,7 +83,7 @@ class Tally:
         if told == self._told:
             return
         self._told = told
-        each: list[Replaced] = self._parallel.everyone(self.own)
+        each: list[Replaced] = self._parallel.everyone(self.own)[:: self._parallel.sequence]
         items = {index: said for one in each for index, said in one.items.items()}
         self.total = Replaced(self._before + sum(one.samples - self._before for one in each), items)
         seen = min(seen, len(data))

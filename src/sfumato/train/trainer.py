@@ -84,7 +84,7 @@ class Trainer:
         trackers: Sequence[Tracker] = (),
         display: Display | None = None,
     ) -> None:
-        self.parallel, self.device = begin(settings.parallel, device)
+        self.parallel, self.device = begin(settings.parallel, device, settings.sequence)
         self.dtype = choose_precision(settings.precision, self.device)
         self.asked, self.run, self.seed = settings, run, seed  # what a resume must agree with
         self.settings = settings = fitted(task, data, settings, device=self.device, dtype=self.dtype, seed=seed)
@@ -179,7 +179,7 @@ class Trainer:
         self._saved_at = pace.seconds
         self.record.state("running", self.pace, self._loss)
         train = self.data.split("train")
-        who = {"rank": self.parallel.rank, "world": self.parallel.size}
+        who = {"rank": self.parallel.data_rank, "world": self.parallel.data_size}
         how: dict[str, Any] = {"threads": s.threads, "prefetch": max(2, s.accumulate), **who}
         while not self.budget.done:
             self._prepare(train)

@@ -247,7 +247,10 @@ def test_fresh_training_removes_the_scores(do: Any) -> None:
         (["metrics=features", "judge=nowhere"], "nowhere: there is no judge here"),
         (["metrics=features", "samples=1"], "samples=1: must be at least 2"),
         (["metrics=features", "samples=6"], "k=5: with 6 samples and 359 held-out items it must be below 5"),
-        (["metrics=nll", "judge=x"], "judge=x is a setting of metrics=features and class_scores, none of which"),
+        (
+            ["metrics=nll", "judge=x"],
+            "judge=x is a setting of metrics=features, class_scores and voxels, none of which",
+        ),
         (["metrics=nll", "extractor=x"], "extractor= is a setting of metrics=features, which is not asked for"),
         (["data=shapes"], "the data has image items of (3, 32, 32); give the data that it was trained on"),
         (["data.held_out=0.1"], "there is no setting 'data.held_out'"),

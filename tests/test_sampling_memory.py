@@ -223,7 +223,7 @@ def test_a_codec_that_can_be_tiled_is_offered_tiles() -> None:
     from sfumato.commands.sample import _Job, _too_much
 
     pipe, _ = latent_pipeline()
-    job = _Job(pipe, pipe.plan("seven"), ("a.png",), {}, 64)
+    job = _Job(pipe, pipe.plan("seven"), ("a.png",), {}, 64, {}, 1)
     said = _too_much(job, {}, torch.device("cpu"))
     assert said.startswith("cpu is out of memory: 1 samples at once need about")
     assert said.endswith("or dtype=bf16, or slice=1 or tile=512 or offload=true (slower)")

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not in
 CUDA = torch.cuda.is_available()
 
 NETWORKS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
-    ((3, 8, 8), {"width": 16, "mults": (1, 2, 2), "blocks": 1, "modulation": "shift"}),
-    ((3, 8, 8), {"width": 16, "mults": (1, 2), "blocks": 2}),
+    ((3, 6, 6), {"width": 16, "mults": (1, 2), "blocks": 1, "modulation": "shift"}),
+    ((3, 8, 6), {"width": 16, "mults": (1, 2), "blocks": 1}),
     ((3, 7, 5), {"width": 24, "mults": (1, 2), "blocks": 1, "groups": 4}),
     ((2, 11), {"width": 16, "mults": (1, 2), "blocks": 1}),
     ((2, 3, 4, 5), {"width": 8, "mults": (1, 2), "blocks": 1}),

@@ -57,7 +57,7 @@ def launch(folder: Path, size: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Any]:
     folder = tmp_path_factory.mktemp(f"sequence{request.param}")
     return request.param, folder, launch(folder, request.param)

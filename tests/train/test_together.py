@@ -121,6 +121,7 @@ def test_two_processes_go_back_as_one_would(two: Path, tmp_path: Path, case: str
     assert back == alone and alone[0]["next_sample"] == 640
 
 
+@pytest.mark.slow
 def test_four_processes_of_two_machines_are_one(tmp_path: Path) -> None:
     """HSDP: slices among neighbours, each pair with the whole. Then on as one process, from what all four wrote."""
     shared: dict[str, Any] = {"parallel": "hsdp", "clip": 0.1}

@@ -87,7 +87,9 @@ class Packed(Data, name="packed"):
 
     def __post_init__(self) -> None:
         if self.flip and self.info.encoded:
-            raise UserError(f"flip = True: {self.path} holds latents, which are not flipped; encode flipped pictures too")
+            raise UserError(
+                f"flip = True: {self.path} holds latents, which are not flipped; encode flipped pictures too"
+            )
         if self.flip and self.info.kind != "image":
             raise UserError("flip = True: is for images, and these are arrays; set flip=false")
         _ = self._media, self.table, self._mask

@@ -75,6 +75,8 @@ def rope_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the pairs (x_k, x_{k + D/2}) of the last axis: x (..., N, D), table (2, N, D // 2) from `rope_table`."""
     cos, sin = table.to(x.dtype)
-    halves = x.view(*x.shape[:-1], 2, -1)  # halves in an axis of their own: a compiler has one load where `cat` takes four
+    halves = x.view(
+        *x.shape[:-1], 2, -1
+    )  # halves in an axis of their own: a compiler has one load where `cat` takes four
     turned: Tensor = halves * cos[:, None] + halves.flip(-2) * torch.stack([-sin, sin], 1)
     return turned.flatten(-2)

@@ -29,7 +29,7 @@ class Report:
     unreadable: name and reason by index. duplicates: groups of indices whose media are the same, all of them in one part.
     leaks: such groups with items in the training and the held-out part. sizes: how many pictures have a size, (height,
     width) before scaling. labels: items of every class. without_caption: items with no caption where others have one.
-    changed: what a packed folder's manifest says is not as it was written. remarks: what is doubtful, and the items of which it is.
+    changed: what a packed folder's manifest says is not as it was written. remarks: what is doubtful, and in which items.
     """
 
     items: int

@@ -32,8 +32,8 @@ class Judge(nn.Module, Registered, ABC, family="judge"):
     """A classifier of pictures or sounds: `features` numbers, then the classes' logits. Subclasses are architectures.
 
     shape: (C, H, W) of a uint8 picture, (c, T) of a sound. classes: their names. Trained by `sfumato.recipes.judges` on
-    real training data; `trained` keeps how, and its accuracy on real held-out data, with the weights. A subclass sets `head`, a linear layer
-    of the features; its settings beyond shape and classes are whole numbers.
+    real training data; `trained` keeps how, and its accuracy on real held-out data, with the weights. A subclass sets
+    `head`, a linear layer of the features; its settings beyond shape and classes are whole numbers.
     """
 
     head: nn.Linear

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sfumato.commands.words import whole_number
 from sfumato.errors import UserError, did_you_mean
-from sfumato.evaluate.alignment import Aligner, open_aligner
 from sfumato.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from sfumato.evaluate.alignment import Aligner
 
 JUDGE = "judge"  # the folder of a model's own judge, inside its own
 _LAST = re.compile(r",\s*([^,]+?)\s+emoji\s*$", re.IGNORECASE)
@@ -32,6 +34,8 @@ def best_of(settings: Mapping[str, str]) -> int:
 
 def open_judge(settings: Mapping[str, str], folder: Path, pipeline: Pipeline) -> Aligner:
     """The judge that `judge=` names, or the one that came with the model in `folder`."""
+    from sfumato.evaluate.alignment import open_aligner  # only where a judge is asked
+
     conditioner = pipeline.model.conditioner
     if conditioner is None or "caption" not in conditioner.columns:
         raise UserError(f"best_of={settings['best_of']}: ranks pictures by their prompts, and this model takes none")

@@ -15,7 +15,6 @@ from typing import Any, final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from sfumato.core import Batch, Draws
 from sfumato.nn.recompute import blocks_of
@@ -88,8 +87,10 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of everything that torch's table of formulas knows."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports Triton, a fifth of a second of every command
+
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.formulas, self.total = flop_registry, 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -99,7 +100,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = self.formulas.get(func._overloadpacket)
         if formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out

@@ -1,7 +1,7 @@
 """The demo's training and sampling on a CPU, now and at an earlier state of this repository, in turn on one machine.
 
-    git worktree add /tmp/before 2835c2e
-    python -m benchmarks.demo --before /tmp/before [--rounds 3] [--samples 12000] [--json FILE] [--write]
+    git worktree add ../before 2835c2e
+    python -m benchmarks.demo --before ../before [--rounds 3] [--samples 12000] [--json FILE] [--write]
 
 Every round runs both: recipe `digits` for so many samples, as `make demo` trains it, and a hundred pictures of it by the
 command line. The whole commands are timed, the start of the process included; the best round of each counts.

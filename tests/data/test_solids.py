@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sfumato.data import Solids, read_solids, shows
-from sfumato.data.solids_words import COLOURS, SHAPES, SIZES, Stack, Thing, understand
+from sfumato.data.shapes_words import Thing
+from sfumato.data.solids_words import COLOURS, SHAPES, SIZES, Stack, understand
 from sfumato.errors import UserError
 
 SET = Solids(count=1200)

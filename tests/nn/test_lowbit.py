@@ -430,5 +430,5 @@ def test_on_a_gpu_recorded_and_compiled_blocks_equal_the_network(kind: str, comp
         want = network(*asked)
         got = Captured(network, compiled=compiled)(*asked)
     assert _apart(want, exact) < (0.1 if kind == "fp8" else 0.025)
-    # Compiled blocks round once where eager ones round twice; fp8 sees other values then, and its steps are 2^-4 wide.
+    # fp8: 0.040 was seen once, on an H100, where 0.03 had been guessed; why it is more than int8's has not been looked into.
     assert _apart(got, want) < ((0.06 if kind == "fp8" else 0.03) if compiled else 1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import final
 
@@ -123,8 +122,3 @@ class Spectrogram(Codec, name="spectrogram"):
 def _own_length(sound: Tensor, x0: Tensor, shape: tuple[int, ...], samples: int) -> Tensor:
     """Cut what was put behind the last sample: a part of the last frame. Longer or shorter x0 keep whole frames."""
     return sound[..., :samples] if x0.shape[-1] == shape[-1] else sound
-
-
-def seconds_to_frames(codec: Codec, info: DataInfo, seconds: float) -> int:
-    """How many positions of x0 hold so many seconds."""
-    return math.ceil(seconds * info.rate * codec.shape[-1] / info.shape[-1])

@@ -115,17 +115,51 @@ class Data(Registered, ABC, family="data"):
         return Subset(self, np.flatnonzero(mask if name == "held_out" else ~mask))
 
 
+class Wrapped(Data, ABC):
+    """A set made of another one: the same items, columns and split. Media may be others, so what depends on them is not
+    taken over (`item_digest`, `bucketing`)."""
+
+    data: Data
+
+    @property
+    def info(self) -> DataInfo:
+        return self.data.info
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
+        return self.data.columns(indices, draws)
+
+    def held_out_mask(self) -> NDArray[np.bool_]:
+        return self.data.held_out_mask()
+
+    @property
+    def where(self) -> str:
+        return self.data.where
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.data.problems
+
+    @property
+    def broken_share(self) -> float:
+        return self.data.broken_share
+
+    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
+        return self.data.unreadable(indices)
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        return self.data.remarks(index)
+
+
 @final
-class Subset(Data):
+class Subset(Wrapped):
     """Some items of a data set, in the order of `indices`."""
 
     def __init__(self, data: Data, indices: NDArray[np.int64]) -> None:
         self.data = data
         self.indices = indices
-
-    @property
-    def info(self) -> DataInfo:
-        return self.data.info
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -141,18 +175,6 @@ class Subset(Data):
 
     def fingerprint(self) -> str:
         return digest(self.data.fingerprint(), self.indices.tobytes())
-
-    @property
-    def where(self) -> str:
-        return self.data.where
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.data.problems
-
-    @property
-    def broken_share(self) -> float:
-        return self.data.broken_share
 
     def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
         asked = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)

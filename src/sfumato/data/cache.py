@@ -11,14 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.core.media import Batch, Column, DataInfo
+from sfumato.core.media import Batch, DataInfo
 from sfumato.core.store import DTYPES, Store, key_of
-from sfumato.data.base import Data, Draws, Indices, digest
+from sfumato.data.base import Data, Draws, Indices, Wrapped, digest
 from sfumato.errors import SfumatoError, UserError
 
 NEEDED = ("transform", "encoder")
@@ -55,7 +53,7 @@ def cached(
 
 
 @final
-class Cached(Data):
+class Cached(Wrapped):
     """See `cached`. made: how many items were encoded so far; found: how many came from the disk."""
 
     def __init__(
@@ -71,9 +69,6 @@ class Cached(Data):
         whole = self.data.info
         return DataInfo(tuple(self._values([0])[0].shape), "array", whole.labels, whole.captions, whole.numbers)
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         """The encoded items as float32; draws choose captions only."""
         asked = [int(i) for i in indices]
@@ -82,25 +77,8 @@ class Cached(Data):
             return Batch(media, self.data.fetch(asked, draws).conditions)
         return Batch(media, self.data.columns(asked, draws))
 
-    def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
-        return self.data.columns(indices, draws)
-
-    def held_out_mask(self) -> NDArray[np.bool_]:
-        return self.data.held_out_mask()
-
     def fingerprint(self) -> str:
         return digest(self.data.fingerprint(), *(f"{k}={v}" for k, v in sorted(self.parts.items())))
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.data.problems
-
-    @property
-    def broken_share(self) -> float:
-        return self.data.broken_share
-
-    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
-        return self.data.unreadable(indices)
 
     def key(self, index: int) -> str:
         """The key of an item."""

@@ -17,8 +17,8 @@ from sfumato.data import buckets as shapes
 from sfumato.data.arrays import Layout, channels_first
 from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, expand, file_digest
 from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
-from sfumato.data.columns import Columns, read_captions, read_labels
-from sfumato.data.folder import TEST_NAMES, TRAIN_NAMES, read_text, walk
+from sfumato.data.columns import Columns
+from sfumato.data.folder import TEST_NAMES, TRAIN_NAMES, columns_beside, walk
 from sfumato.data.order import Buckets
 from sfumato.data.pictures import EXTENSIONS, BadPicture
 from sfumato.errors import UserError
@@ -249,15 +249,7 @@ class Fields(Data, name="fields"):
     @cached_property
     def _table(self) -> Columns:
         """Labels and captions of all items."""
-        texts = [Path(self.path, name).with_suffix(".txt") for name in self._names]
-        options = [read_captions(read_text(t).splitlines(), str(t)) if t.is_file() else () for t in texts]
-        captions = options if any(options) else None
-        level = 1 if self._split_names else 0
-        inside = [name.split("/")[level:] for name in self._names]
-        if any(len(parts) < 2 for parts in inside) or len({parts[0] for parts in inside}) < 2:
-            return Columns(captions=captions)
-        labels, names = read_labels([parts[0] for parts in inside], self.path)
-        return Columns(labels, names, captions)
+        return columns_beside(self.path, self._names, split=self._split_names)
 
 
 def brought_to(array: NDArray[np.float32], shape: tuple[int, ...], where: NDArray[np.float64]) -> NDArray[np.float32]:

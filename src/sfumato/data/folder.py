@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,18 @@ class _Listing:
     items: list[str] = field(default_factory=list)
     texts: set[str] = field(default_factory=set)
     others: Counter[str] = field(default_factory=Counter)
+
+
+def columns_beside(path: str, names: Sequence[str], *, split: bool) -> Columns:
+    """Captions from `name.txt` beside each file, classes from the first sub-folder (split: the first below train or test)."""
+    texts = [Path(path, name).with_suffix(".txt") for name in names]
+    options = [read_captions(read_text(t).splitlines(), str(t)) if t.is_file() else () for t in texts]
+    captions = options if any(options) else None
+    inside = [name.split("/")[split:] for name in names]
+    if any(len(parts) < 2 for parts in inside) or len({parts[0] for parts in inside}) < 2:
+        return Columns(captions=captions)
+    labels, classes = read_labels([parts[0] for parts in inside], path)
+    return Columns(labels, classes, captions)
 
 
 class Listed:

@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.core.media import Batch, Column, DataInfo
-from sfumato.data.base import Data, Draws, Indices, digest
+from sfumato.core.media import Batch, DataInfo
+from sfumato.data.base import Data, Draws, Indices, Wrapped, digest
 from sfumato.data.cache import cached
 from sfumato.errors import UserError
 
 
 @final
-class Latents(Data):
+class Latents(Wrapped):
     """A data set with the same items and columns, each item's media encoded. `info.encoded` is `sha256`.
 
     encode: media (B, ...) to latents (B, ...), row i of item i alone; sha256: of the encoder's weights, which with the
@@ -45,9 +43,6 @@ class Latents(Data):
     def info(self) -> DataInfo:
         return replace(self.data.info, encoded=self.sha256)
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         """The latents as float32; draws choose captions only."""
         if self._kept is not None:
@@ -57,29 +52,8 @@ class Latents(Data):
             made = self._encode(batch.media).float().cpu()
         return Batch(made, batch.conditions if draws is None else self.data.columns(indices, draws))
 
-    def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
-        return self.data.columns(indices, draws)
-
-    def held_out_mask(self) -> NDArray[np.bool_]:
-        return self.data.held_out_mask()
-
     def fingerprint(self) -> str:
         return digest(self.data.fingerprint(), self.sha256)
-
-    @property
-    def where(self) -> str:
-        return self.data.where
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.data.problems
-
-    @property
-    def broken_share(self) -> float:
-        return self.data.broken_share
-
-    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
-        return self.data.unreadable(indices)
 
     @property
     def table(self) -> object:

@@ -34,7 +34,7 @@ _RELATION = re.compile(rf"\b({'|'.join(RELATIONS)})\b")
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: "small red circle"."""
+    """One shape or solid: "small red circle"."""
 
     size: str
     colour: str

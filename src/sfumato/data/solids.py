@@ -15,7 +15,8 @@ from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.core.random import keys, splitmix64, uniform
 from sfumato.data.base import Data, Draws, Indices, digest
 from sfumato.data.columns import Columns
-from sfumato.data.solids_words import COLOURS, SHAPES, SIZES, Stack, Thing, understand
+from sfumato.data.shapes_words import Thing
+from sfumato.data.solids_words import COLOURS, SHAPES, SIZES, Stack, understand
 from sfumato.errors import UserError
 
 SIDES = ((5, 6), (8, 8))  # of small and large solids in 16 cells: two large ones just stand on one another

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sfumato.data.shapes_words import Thing
 from sfumato.errors import UserError
 
 SIZES = ("small", "large")
@@ -21,18 +22,6 @@ _ONE = ("a {a}", "{a}", "one {a}", "there is a {a}")
 _TWO = ("a {a} on a {b}", "a {b} under a {a}", "{a} on {b}", "there is a {a} on a {b}")
 _THING = re.compile(rf"\b({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 _RELATION = re.compile(r"\b(on|under)\b")
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One solid: "small red ball"."""
-
-    size: str
-    colour: str
-    shape: str
-
-    def __str__(self) -> str:
-        return f"{self.size} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.core.media import Batch, Column, DataInfo
-from sfumato.data.base import Data, Draws, Indices, digest, expand
+from sfumato.core.media import Batch, Column
+from sfumato.data.base import Data, Draws, Indices, Wrapped, digest, expand
 from sfumato.data.order import Buckets
 from sfumato.errors import UserError
 
@@ -41,7 +41,7 @@ def reword(
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Worded(Data, name="worded"):
+class Worded(Wrapped, name="worded"):
     """A set with captions of parts between commas ("red apple, fruit, food, fluent emoji"), worded anew for every look.
 
     data: the set. keep: share of the parts kept, each by itself. shuffle: share of looks in which the parts come in another
@@ -66,13 +66,6 @@ class Worded(Data, name="worded"):
         if not self.data.info.captions:
             raise UserError(f"worded: {self.data.where} has no captions; give data that has")
 
-    @property
-    def info(self) -> DataInfo:
-        return self.data.info
-
-    def __len__(self) -> int:
-        return len(self.data)
-
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         return self._worded(self.data.fetch(indices, draws), draws)
 
@@ -82,26 +75,8 @@ class Worded(Data, name="worded"):
     def columns(self, indices: Indices, draws: Draws = None) -> dict[str, Column]:
         return self._columns(self.data.columns(indices, draws), draws)
 
-    def held_out_mask(self) -> NDArray[np.bool_]:
-        return self.data.held_out_mask()
-
     def fingerprint(self) -> str:
         return digest(self.data.fingerprint(), f"{self.keep} {self.shuffle} {self.first} {self.empty}")
-
-    @property
-    def where(self) -> str:
-        return self.data.where
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        return self.data.problems
-
-    @property
-    def broken_share(self) -> float:
-        return self.data.broken_share
-
-    def unreadable(self, indices: Indices | None = None) -> dict[int, str]:
-        return self.data.unreadable(indices)
 
     def item_digest(self, index: int) -> str:
         return self.data.item_digest(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC
 from collections.abc import Collection, Sequence
 
 import torch
@@ -84,7 +85,40 @@ class DiTBlock(nn.Module):
         return add_gated(x, self.drop(self.mlp_out(gelu_linear(self.mlp_in, y))), g2)
 
 
-class DiT(TokenNetwork, name="dit"):
+class PatchNetwork(TokenNetwork, ABC):
+    """How a transformer over patches begins and ends. What a subclass sets is explained there."""
+
+    patch: tuple[int, ...]
+    stem: nn.Linear
+    head: nn.Linear
+    absolute: bool
+    rotary: bool
+    head_dim: int
+    rope_base: float
+
+    def enter(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor | None, tuple[int, ...], Split | None]:
+        """x (B, C, *S) to its tokens (B, N, width), the table that turns queries and keys, the grid of patches, and how
+        the tokens are shared by several processes, if they are: then they are this process's."""
+        if cond.concat is not None:
+            x = torch.cat([x, cond.concat.to(x.dtype)], 1)
+        tokens, grid = patchify(x, self.patch)
+        places, split = grid_positions(grid, x.device), self.split(tokens.shape[1])
+        if split is not None:
+            tokens, places = split.own(tokens), split.own(places, 0)
+        h = self.stem(tokens.to(self.stem.weight.dtype))
+        positions = places.to(torch.promote_types(h.dtype, torch.float32))
+        if self.absolute:
+            h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
+        return h, rope_table(positions, self.head_dim, self.rope_base) if self.rotary else None, grid, split
+
+    def leave(self, h: Tensor, mod: Tensor, grid: tuple[int, ...], size: torch.Size, split: Split | None) -> Tensor:
+        """Tokens (B, N, width), modulated by mod (B, 2 width) for the last time, to the field (B, outputs C, *size)."""
+        out = self.head(modulate(h, *mod.chunk(2, -1)))
+        out = out if split is None else split.together(out)
+        return unpatchify(out, self.patch, grid, size)
+
+
+class DiT(PatchNetwork, name="dit"):
     """Diffusion transformer over patches, for (C, L), (C, H, W) and (C, D, H, W) of any size.
 
     size: xs, s, b, l or xl, one dial for width, depth and heads (192, 6, 6 to 1152, 28, 16); each of them can be set.
@@ -159,24 +193,11 @@ class DiT(TokenNetwork, name="dit"):
     ) -> Tensor:
         check_input(x, noise, cond, self.shape, self.cond)
         cond = cond if cond is not None else Cond()
-        size = x.shape[2:]
-        if cond.concat is not None:
-            x = torch.cat([x, cond.concat.to(x.dtype)], 1)
-        tokens, grid = patchify(x, self.patch)
-        places, split = grid_positions(grid, x.device), self.split(tokens.shape[1])
-        if split is not None:
-            tokens, places = split.own(tokens), split.own(places, 0)
-        h = self.stem(tokens.to(self.stem.weight.dtype))
-        positions = places.to(torch.promote_types(h.dtype, torch.float32))
-        if self.absolute:
-            h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
-        rope = rope_table(positions, self.head_dim, self.rope_base) if self.rotary else None
+        h, rope, grid, split = self.enter(x, cond)
         *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.layers, mods)):
             h = block(h, mod, rope, cond.tokens, cond.mask, i in identity, split=split)
-        out = self.head(modulate(h, *last.chunk(2, -1)))
-        out = out if split is None else split.together(out)
-        return unpatchify(out, self.patch, grid, size)
+        return self.leave(h, last, grid, x.shape[2:], split)
 
 
 def patchify(x: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

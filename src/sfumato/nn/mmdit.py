@@ -13,21 +13,12 @@ from sfumato.core.cond import Cond, CondShape
 from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn.attention import SelfAttention, attend, rms_norm
-from sfumato.nn.dit import (
-    DiTBlock,
-    absolute_positions,
-    add_gated,
-    add_gated_modulate,
-    check_transformer,
-    modulate,
-    patchify,
-    unpatchify,
-)
-from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table
+from sfumato.nn.dit import DiTBlock, PatchNetwork, add_gated, add_gated_modulate, check_transformer, modulate
+from sfumato.nn.embed import NoiseEmbedding
 from sfumato.nn.layers import apply_linear, check_input, check_positive, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
 from sfumato.nn.sizes import Size, sized
-from sfumato.nn.split import Split, TokenNetwork
+from sfumato.nn.split import Split
 
 
 class Stream(nn.Module):
@@ -138,7 +129,7 @@ def _allowed(
     return allowed if seen is None else allowed & seen[:, None, None]
 
 
-class MMDiT(TokenNetwork, name="mmdit"):
+class MMDiT(PatchNetwork, name="mmdit"):
     """Diffusion transformer in which a condition's tokens are a stream of their own, beside that of the patches.
 
     Both attend to both; each has its own weights, twice as many as a `dit` of the same width and depth. For (C, L), (C, H, W)
@@ -185,6 +176,7 @@ class MMDiT(TokenNetwork, name="mmdit"):
             raise UserError(f"mmdit: single = {single} must be a number of blocks, at least 0")
         self.shape, self.cond, self.patch = tuple(shape), cond, sides
         self.heads, self.head_dim, self.rope_base, self.absolute = heads, width // heads, rope_base, absolute
+        self.rotary = True
         cells = math.prod(sides)
         self.embed = NoiseEmbedding(width, width, cond.vector)
         self.stem = nn.Linear((shape[0] + cond.concat) * cells, width)
@@ -223,18 +215,9 @@ class MMDiT(TokenNetwork, name="mmdit"):
     ) -> Tensor:
         check_input(x, noise, cond, self.shape, self.cond)
         cond = cond if cond is not None else Cond()
-        size = x.shape[2:]
-        if cond.concat is not None:
-            x = torch.cat([x, cond.concat.to(x.dtype)], 1)
-        tokens, grid = patchify(x, self.patch)
-        places, split = grid_positions(grid, x.device), self.split(tokens.shape[1])
-        if split is not None:
-            tokens, places = split.own(tokens), split.own(places, 0)
-        h = self.stem(tokens.to(self.stem.weight.dtype))
-        positions = places.to(torch.promote_types(h.dtype, torch.float32))
-        if self.absolute:
-            h = h + absolute_positions(positions, h.shape[-1]).to(h.dtype)
-        rope = rope_table(positions, self.head_dim, self.rope_base)
+        h, rope, grid, patches = self.enter(x, cond)
+        assert rope is not None  # patches have their places here
+        split = patches
         c = None
         if self.words is not None and self.words_norm is not None and cond.tokens is not None:
             words = self.split(cond.tokens.shape[1])
@@ -245,9 +228,7 @@ class MMDiT(TokenNetwork, name="mmdit"):
         for i, (block, mod) in enumerate(zip(self.joint, mods)):
             h, c = block(h, c, mod, rope, cond.mask, i in identity, split=split)
         h = self._shared(h, c, mods[len(self.joint) :], rope, cond.mask, split)
-        out = self.head(modulate(h, *last.chunk(2, -1)))
-        out = out if split is None else split.last.together(out)
-        return unpatchify(out, self.patch, grid, size)
+        return self.leave(h, last, grid, x.shape[2:], patches)
 
     def _shared(
         self,

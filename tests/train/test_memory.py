@@ -20,6 +20,8 @@ from sfumato.errors import SfumatoError, UserError
 from sfumato.model import ModelSpec
 from sfumato.nn import MLP, DiT, UNet
 from sfumato.nn.recompute import blocks_of, first_blocks, recompute
+from sfumato.recipes import load_recipe
+from sfumato.recipes.build import prepare
 from sfumato.spec import Spec
 from sfumato.train import DiffusionTask, Task, Training, estimate, memory
 from sfumato.train.memory import (
@@ -331,7 +333,8 @@ def test_a_dry_run_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     task, data = make_task(width=256), TinyData()
     settings = training(batch=256)
     free = estimate(task, data, settings, device="cpu")
-    assert free.memory is not None and free.limit is None and free.remedy is None and free.seconds_per_step is not None
+    assert free.memory is not None and free.remedy is None and free.seconds_per_step is not None
+    assert free.limit is not None and free.limit > free.memory.total
     module = importlib.import_module("sfumato.train.estimate")  # the package has the function of this name
     monkeypatch.setattr(module, "room", lambda device: int(0.9 * free.memory_bytes))
     tight = estimate(task, data, settings, device="cpu")
@@ -385,3 +388,14 @@ def test_sampling_is_what_the_allocator_measures() -> None:
 
 def test_memory_is_a_sum() -> None:
     assert Memory(1, 2, 3, 4, 5, 6).total == 21
+
+
+def test_on_a_cpu_a_step_that_the_host_has_no_memory_for_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(load_recipe("digits", {}))
+    whole = prepared.estimate("cpu")
+    assert whole.remedy is None and whole.seconds_per_step is not None
+    assert whole.memory is not None
+    for left, said in ((whole.memory.total, "set train."), (2**20, "use a smaller network: one sample at a time")):
+        monkeypatch.setattr(memory, "free_memory", lambda left=left: left)  # a tenth of it is left to others
+        small = prepared.estimate("cpu")
+        assert small.seconds_per_step is None and small.remedy is not None and small.remedy.startswith(said)

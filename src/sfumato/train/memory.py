@@ -20,6 +20,7 @@ from sfumato.data import Data, Order
 from sfumato.errors import SfumatoError, UserError
 from sfumato.model import Model
 from sfumato.nn.recompute import Recompute, blocks_of, count_of, first_blocks, recompute
+from sfumato.train.device import free_memory
 from sfumato.train.optim import AdamW, trained
 from sfumato.train.settings import Training, parse_memory
 from sfumato.train.simulate import META, Alive, Rules, on_meta, pretending
@@ -290,6 +291,9 @@ def gib(count: float) -> str:
 
 def room(device: torch.device) -> int | None:
     """Bytes that a prediction may come to on this device: what other processes leave, less 10%. None if it can't be asked."""
+    if device.type == "cpu":
+        available = free_memory()
+        return None if available is None else int(SAFE * available)
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -311,6 +315,8 @@ def remedies(predictor: Predictor, settings: Training, limit: int) -> str:
         try:
             both = predictor.fit(settings, limit)
         except UserError as error:
+            if not predictor.cuda:  # there is no other memory to put anything in
+                return "use a smaller network: one sample at a time with every block recomputed is too much as well"
             return str(error).partition(": ")[2]
         s = both.settings
         found.append((f"train.recompute={_share(s.recompute)} and train.accumulate={s.accumulate}", both.memory))

@@ -11,7 +11,6 @@ is raised at the next step after it, on all processes alike.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sfumato.errors import NoCheckpointError, SfumatoError, UserError
 from sfumato.files import CorruptError, DiskFullError, UnwritableError
 from sfumato.tensorfile import Slice, Written
 from sfumato.train.checkpoint import Checkpoints, Groups, Loaded, describe, size_of
+from sfumato.train.device import free_memory
 from sfumato.train.parallel import Words
 
 _KINDS: tuple[type[SfumatoError], ...] = (DiskFullError, UnwritableError, NoCheckpointError, UserError, SfumatoError)
@@ -283,13 +283,3 @@ def fill(model: nn.Module, loaded: Loaded) -> nn.Module:
         if f"model.{name}" in weights and weights.shape(f"model.{name}") == tuple(buffer.shape):
             buffer.copy_(weights[f"model.{name}"])
     return model
-
-
-def free_memory() -> int | None:
-    """Bytes of the host's memory that could be had now; None where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return None if found is None else 1024 * int(found[1])

@@ -4,13 +4,13 @@
                                [--scratch FOLDER] [--taught 1500] [--set KEY=VALUE ...] [--brief] [--quick]
     python -m benchmarks.emoji --join DIR MODEL
 
-Trains the judge of words, then a text encoder in the same way with another seed for --taught steps (0 for none), then
-recipe `emoji` on top of it for so many minutes, then draws and judges what `sfumato eval emoji` does. Stopped (SIGINT),
+Trains a text encoder by the loss of the judge for --taught steps (0 for none), then recipe `emoji` on top of it for so many
+minutes, then the judge of words with another seed, then draws and judges what `sfumato eval emoji` does. Stopped (SIGINT),
 the same command with the same --scratch goes on where it was. --brief only prints and keeps the scores, without the curve,
 to compare settings. DIR gets at most eight files: model.tar (the model folder as it ships, weights in 8 bits),
 judge.tar, weights-1.safetensors and weights-2.safetensors (all weights in bfloat16, to train on from: `--join` makes a
 model folder of them, for init=), metrics.json, prompts.png (64 prompts), guidance.png and run.tar. With --judge the judge
-is not trained again. --quick shows that all of it runs, in a minute on a CPU, and means nothing else.
+of that folder is taken, or trained there. --quick shows that all of it runs, in a minute on a CPU, and means nothing else.
 """
 
 from __future__ import annotations
@@ -160,12 +160,12 @@ def work(options: argparse.Namespace) -> None:
     assert isinstance(data, Emoji)
     say(f"{len(data)} pictures read, {len(data.split('train'))} to train on; {device}")
     _ = data.media
+    result = trained_model(spec, data, Run(scratch / "emoji", spec), options, str(device))
+    say(f"model trained: {result.samples:,} samples in {result.seconds:.0f} s, loss {result.loss:.4f}")
     lessons = Lessons(steps=3, batch=32) if options.quick else Lessons(steps=options.steps)
     folder = options.judge or scratch / "judge"
     judge = judge_of(data, folder, lessons, str(device))
     tar(folder, out / "judge.tar")
-    result = trained_model(spec, data, Run(scratch / "emoji", spec), options, str(device))
-    say(f"model trained: {result.samples:,} samples in {result.seconds:.0f} s, loss {result.loss:.4f}")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
     trained = {
         "gpu_minutes": round(result.seconds / 60, 2),

@@ -141,4 +141,4 @@ def test_alignment_sees_whole_blocks_or_nothing() -> None:
     two = Parallel()
     two.size = two.sequence = 2
     with pytest.raises(UserError, match=r"train.sequence = 2: align= looks at all tokens"):
-        shared(aligned, Training(samples=1), two)
+        shared(aligned, Training(samples=1), two, torch.float32)

@@ -17,7 +17,7 @@ from sfumato.nn import DiT, UNet, fused
 from sfumato.train import AdamW, DiffusionTask, Training, fused_update
 from sfumato.train.ema import Ema
 from sfumato.train.fused_update import FusedUpdate
-from sfumato.train.step import GraphStep, PlainStep, Step, choose_step, working_copy
+from sfumato.train.step import GraphStep, PlainStep, Step, choose_step, in_a_row, working_copy
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INFO = DataInfo((3, 8, 8), "array", labels=("a", "b", "c"))
@@ -69,6 +69,18 @@ def test_a_working_copy_shares_everything_but_the_weights_of_the_network() -> No
     assert halved == {k for k in ours if k.startswith("model.denoiser.network.") and "norm" not in k}
     assert all(theirs[k].dtype == torch.bfloat16 for k in halved) and len(pairs) == len(halved)
     assert all(torch.equal(half, p.to(torch.bfloat16)) for p, half in pairs)
+
+
+def test_gradients_lie_in_a_row_with_the_strides_of_the_weights() -> None:
+    kernel = torch.zeros(6, 5, 3, 3).to(memory_format=torch.channels_last)
+    likes = [kernel, torch.zeros(7), torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(4, 3).T]
+    (wide, narrow), found = in_a_row(likes)
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16) and len(wide) == 320 + 64 + 64
+    assert all(one.shape == like.shape and one.stride() == like.stride() for one, like in zip(found, likes))
+    for i, one in enumerate(found, 1):
+        one.fill_(i)
+    assert wide.sum() == kernel.numel() + 2 * 7 + 4 * 12 and narrow.float().sum() == 3 * 12
+    assert all(one.storage_offset() % 64 == 0 for one in found)
 
 
 def test_on_a_cpu_steps_are_as_written_and_asking_for_more_is_refused() -> None:

@@ -231,7 +231,8 @@ def is_closed(surface: Surface) -> bool:
     ends = np.concatenate([surface.triangles[:, [a, b]] for a, b in ((0, 1), (1, 2), (2, 0))])
     key = ends[:, 0] * len(surface.vertices) + ends[:, 1]
     back = ends[:, 1] * len(surface.vertices) + ends[:, 0]
-    return len(np.unique(key)) == len(key) and bool(np.isin(key, back, assume_unique=True).all())
+    ordered = np.sort(key)
+    return bool((ordered[1:] != ordered[:-1]).all()) and np.array_equal(ordered, np.sort(back))
 
 
 def _copies(samples: Tensor, train: Tensor, held_out: Tensor) -> Score:

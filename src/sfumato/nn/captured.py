@@ -110,7 +110,7 @@ def quickest_kernels() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def regional(network: nn.Module | None) -> None:
-    """Compile the repeated blocks of a network that gains from it: one compilation for all of them."""
+def regional(network: nn.Module | None, *, hooked: bool = False) -> None:
+    """Compile the repeated blocks of a network that gains from it: one compilation for all. hooked: see `compile_blocks`."""
     if isinstance(network, Network) and network.regional:
-        compile_blocks(network, dynamic=False)
+        compile_blocks(network, hooked=hooked, dynamic=False)

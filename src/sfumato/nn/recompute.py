@@ -94,12 +94,17 @@ def recompute(network: nn.Module, indices: Collection[int], *, again: Again = nu
     return Recompute([blocks[i] for i in sorted(set(indices))], again)
 
 
-def compile_blocks(network: nn.Module, **options: Any) -> None:
-    """`torch.compile` for each of the network's blocks; what is recomputed is compiled inside of the recomputation."""
+def compile_blocks(network: nn.Module, *, hooked: bool = False, **options: Any) -> None:
+    """`torch.compile` for each of the network's blocks; what is recomputed is compiled inside of the recomputation.
+
+    hooked: blocks will get hooks, which stay outside (`fully_shard` gathers weights in them). Such a network can't be copied.
+    """
     for block in blocks_of(network):
         own = block.__dict__.get("forward")
         if isinstance(own, _Twice):
             own.once = torch.compile(own.once, **options)
+        elif hooked:
+            block.forward = torch.compile(block.forward, **options)
         else:
             block.compile(**options)
 

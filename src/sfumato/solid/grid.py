@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SYMMETRIES = 8
-_CHUNK = 1 << 24  # numbers of a table of squared distances at once
 
 
-def squared_distance(target: Tensor) -> Tensor:
+def squared_distance(target: Tensor, within: float = math.inf) -> Tensor:
     """Exact squared Euclidean distance of every cell to the nearest True one, in cells: (B, *S) bool to (B, *S) float32.
 
     Axis by axis, d(i) = min_j (d(j) + (i - j)^2); infinity where a grid has no True cell. Saito & Toriwaki, "New algorithms
     for Euclidean distance transformation of an n-dimensional digitized picture", 1994. Exact for sides up to 2,048 (whole
-    numbers of float32). Cost: the number of cells times the sum of the sides.
+    numbers of float32). within: cells this far away are looked at along each axis, so that distances above it are too large.
+    Cost: the number of cells times the sum of the sides, or of `within`.
     """
     d = torch.where(target, 0.0, math.inf)
     for axis in range(1, target.ndim):
-        n = target.shape[axis]
-        step = torch.arange(n, device=target.device, dtype=torch.float32)
-        apart = (step[:, None] - step).square()
-        rows = d.movedim(axis, -1)
-        flat = rows.reshape(-1, n)
-        found = [(part[:, None, :] + apart).amin(-1) for part in torch.split(flat, max(1, _CHUNK // n**2))]
-        d = torch.cat(found).view(rows.shape).movedim(-1, axis)
+        n, before = target.shape[axis], d
+        d = before.clone()
+        for shift in range(1, math.ceil(min(n - 1, within)) + 1):
+            for here, there in ((shift, 0), (0, shift)):
+                near = before.narrow(axis, there, n - shift) + shift**2
+                part = d.narrow(axis, here, n - shift)
+                torch.minimum(part, near, out=part)
     return d
 
 
@@ -40,36 +40,48 @@ def signed_distance(occupied: Tensor, reach: float) -> Tensor:
     The surface lies half way between an occupied cell and an empty neighbour, so that cells beside it are at +-0.5 and the
     sign alone gives the grid back. Cells outside the grid count for nothing: a solid grid is `reach` everywhere.
     """
-    inside = squared_distance(~occupied).sqrt() - 0.5
-    outside = squared_distance(occupied).sqrt() - 0.5
+    inside = squared_distance(~occupied, reach + 0.5).sqrt() - 0.5
+    outside = squared_distance(occupied, reach + 0.5).sqrt() - 0.5
     return torch.where(occupied, inside, -outside).clamp(-reach, reach)
 
 
 def components(occupied: Tensor) -> Tensor:
     """The connected part of every occupied cell, by the smallest flat index + 1 in it; 0 where empty. (B, X, Y, Z) int64.
 
-    Cells are connected through faces. Labels spread to the neighbours, and by pointer jumping along themselves, until
+    Cells are connected through faces. Only occupied cells and the faces between them are looked at: along every face the
+    smaller label goes to both cells and to the cells that they point to, then labels jump to the labels of those, until
     nothing changes: about log2 of the longest path's length rounds.
     """
     cells = occupied[0].numel()
-    far = cells + 1
-    label = torch.arange(1, cells + 1, device=occupied.device).view(1, *occupied.shape[1:]).expand(occupied.shape)
-    label = torch.where(occupied, label, far)
+    place = occupied.flatten().nonzero()[:, 0]
+    label = torch.arange(len(place), device=occupied.device)
+    number = torch.full((occupied.numel(),), -1, device=occupied.device)
+    number[place] = label
+    one, two = _faces(number.view(occupied.shape))
     while True:
-        least = label
-        for axis in range(1, occupied.ndim):
-            for shift in (1, -1):
-                moved = torch.full_like(label, far)
-                n = label.shape[axis]
-                moved.narrow(axis, max(shift, 0), n - 1).copy_(label.narrow(axis, max(-shift, 0), n - 1))
-                least = torch.minimum(least, moved)
-        least = torch.where(occupied, least, far)
-        flat = torch.cat([least.flatten(1), torch.full((len(least), 1), far, device=label.device)], 1)
-        jumped = torch.minimum(least.flatten(1), flat.gather(1, flat[:, :-1] - 1)).view_as(least)
-        jumped = torch.where(occupied, jumped, far)
-        if torch.equal(jumped, label):
-            return torch.where(occupied, label, 0)
-        label = jumped
+        least = torch.minimum(label[one], label[two])
+        found = label.clone()
+        for ends in (one, two, label[one], label[two]):
+            found.scatter_reduce_(0, ends, least, "amin")
+        found = found[found]
+        if torch.equal(found, label):
+            break
+        label = found
+    made = torch.zeros_like(number)
+    made[place] = place[label] % cells + 1
+    return made.view(occupied.shape)
+
+
+def _faces(number: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers of the two cells of each face between occupied ones; number (B, X, Y, Z) is -1 where empty."""
+    pairs = []
+    for axis in range(1, number.ndim):
+        n = number.shape[axis]
+        one, two = (number.narrow(axis, first, max(n - 1, 0)).flatten() for first in (0, min(1, n)))
+        both = (one >= 0) & (two >= 0)
+        pairs.append(torch.stack([one[both], two[both]]))
+    one, two = torch.cat(pairs, 1)
+    return one, two
 
 
 def component_sizes(occupied: Tensor) -> list[list[int]]:

@@ -31,7 +31,7 @@ def picture(voxels: NDArray[np.uint8], side: int = 160, yaw: float = 30.0, pitch
     occupied = voxels[3] > 0
     if not occupied.any():
         return image.resize((side, side))
-    view = _View.of(voxels.shape[1:], math.radians(yaw), math.radians(pitch), big)
+    view = View.of(voxels.shape[1:], math.radians(yaw), math.radians(pitch), big)
     _shadow(image, occupied, view)
     draw = ImageDraw.Draw(image)
     corners, colours = _faces(voxels, occupied, view)
@@ -49,14 +49,14 @@ def turntable(voxels: NDArray[np.uint8], views: int = 8, side: int = 160) -> Ima
     return sheet
 
 
-class _View:
+class View:
     """A parallel projection that holds the whole grid, from any yaw alike."""
 
     def __init__(self, right: Float, up: Float, towards: Float, centre: Float, scale: float, big: int) -> None:
         self.right, self.up, self.towards, self.centre, self.scale, self.big = right, up, towards, centre, scale, big
 
     @classmethod
-    def of(cls, shape: Sequence[int], yaw: float, pitch: float, big: int) -> _View:
+    def of(cls, shape: Sequence[int], yaw: float, pitch: float, big: int) -> View:
         right = np.asarray([math.cos(yaw), math.sin(yaw), 0.0])
         away = np.asarray([-math.sin(yaw), math.cos(yaw), 0.0])
         towards = -away * math.cos(pitch) + np.asarray([0, 0, math.sin(pitch)])
@@ -79,7 +79,12 @@ class _View:
         return np.asarray(made / np.linalg.norm(made))
 
 
-def _faces(voxels: NDArray[np.uint8], occupied: NDArray[np.bool_], view: _View) -> tuple[Float, NDArray[np.int64]]:
+def lit(view: View, normal: Float) -> float:
+    """How bright a face of this normal (3,) is: the factor of its colour."""
+    return _SKY + _SUN * max(0.0, float(normal @ view.light))
+
+
+def _faces(voxels: NDArray[np.uint8], occupied: NDArray[np.bool_], view: View) -> tuple[Float, NDArray[np.int64]]:
     """Corners (F, 4, 2) in pixels and colours (F, 3) of the faces that look at the viewer, back to front."""
     open_air = _openness(occupied)
     padded = np.pad(occupied, 1)
@@ -93,11 +98,11 @@ def _faces(voxels: NDArray[np.uint8], occupied: NDArray[np.bool_], view: _View) 
         beside = padded[tuple(slice(1 + s, 1 + s + n) for s, n in zip(step, occupied.shape))]
         cells = np.argwhere(occupied & ~beside)
         normal = step.astype(float)
-        lit = _SKY + _SUN * max(0.0, float(normal @ view.light))
+        light = lit(view, normal)
         at = cells + step + 1
         air = open_air[at[:, 0], at[:, 1], at[:, 2]]
         own = voxels[:3, cells[:, 0], cells[:, 1], cells[:, 2]].T
-        colours.append(np.clip(np.rint(own * (lit * (0.55 + 0.45 * air))[:, None]), 0, 255))
+        colours.append(np.clip(np.rint(own * (light * (0.55 + 0.45 * air))[:, None]), 0, 255))
         corners.append(view(_square(cells, axis, signs[axis] > 0)))
         order.append(cells)
     place = np.concatenate(order)
@@ -126,7 +131,7 @@ def _openness(occupied: NDArray[np.bool_]) -> Float:
     return np.asarray(np.clip(1.45 * (1 - field), 0, 1))
 
 
-def _shadow(image: Image.Image, occupied: NDArray[np.bool_], view: _View) -> None:
+def _shadow(image: Image.Image, occupied: NDArray[np.bool_], view: View) -> None:
     """What stands on the ground shades it: the columns, moved by their height along the light, blurred."""
     veil = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(veil)

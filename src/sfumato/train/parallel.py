@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn, final
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sfumato.core import Batch, Draws, Loss
 from sfumato.errors import UserError
+from sfumato.nn.captured import regional
 from sfumato.nn.recompute import blocks_of
 from sfumato.nn.split import TokenGroup, TokenNetwork, share_tokens
 from sfumato.tensorfile import Slice, StoredTensors
@@ -52,6 +53,7 @@ class Parallel:
     """
 
     rank, size, sequence = 0, 1, 1
+    unrecorded: str | None = None  # why such a process's steps can't be recorded for a GPU
 
     @property
     def data_rank(self) -> int:
@@ -68,8 +70,11 @@ class Parallel:
         """Whether this process writes, shows and evaluates."""
         return self.rank == 0
 
-    def wrap(self, task: Task) -> None:
-        """Share the task's parameters, before an optimizer or averages are made of them."""
+    def wrap(self, task: Task, dtype: torch.dtype = torch.float32, compiled: bool = False) -> None:
+        """Share the task's parameters, before an optimizer or averages are made of them.
+
+        dtype: that blocks compute in. compiled: compile blocks that gain from it, where a step will not be recorded.
+        """
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
         """The loss of this process's part of a batch, whose gradient is that of all parts' mean."""
@@ -83,6 +88,9 @@ class Parallel:
     def gather(self, loss: Loss) -> Loss:
         """The loss of all processes' parts together: the mean, and every sample in the order of its number."""
         return loss
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by the sum of what all processes have; between two graphs of a recorded step."""
 
     def squares(self, total: Tensor) -> Tensor:
         """A sum of squares over what each process holds of the parameters, to that over the parameters."""
@@ -141,6 +149,8 @@ class _Process(Parallel):
         self._alarm: Alarm | None = None
         self.sequence = sequence
         self._tokens: TokenGroup | None = Neighbours(sequence) if sequence > 1 else None
+        if sequence > 1:
+            self.unrecorded = "with train.sequence neighbours exchange tokens in the middle of the network"
 
     def _sharing(self, task: Task) -> AbstractContextManager[None]:
         """Around a loss: the network's tokens are shared there, and nowhere else; its copies compute alone."""
@@ -214,26 +224,43 @@ class _Loss(nn.Module):
 
 @final
 class Replicated(_Process):
-    """Every process holds the whole model; gradients are averaged in the backward pass (DistributedDataParallel)."""
+    """Every process holds the whole model. Gradients are averaged in the backward pass (DistributedDataParallel), or added up
+    between the two graphs of a recorded step."""
 
-    def wrap(self, task: Task) -> None:
-        ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():  # a later torch has another word for it, this one's has not
-            warnings.simplefilter("ignore", FutureWarning)
-            self._ddp = nn.parallel.DistributedDataParallel(
-                _Loss(task), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=False
-            )
+    _ddp: nn.parallel.DistributedDataParallel | None = None
+
+    @torch.no_grad()
+    def wrap(self, task: Task, dtype: torch.dtype = torch.float32, compiled: bool = False) -> None:
+        for tensor in [*task.parameters(), *task.buffers()]:
+            whole = tensor.detach().contiguous()
+            dist.broadcast(whole, 0)
+            tensor.copy_(whole)
+
+    def _wrapped(self, task: Task) -> nn.parallel.DistributedDataParallel:
+        """The task as a module of torch's, made when it is first wanted: it takes hold of every backward pass."""
+        if self._ddp is None:
+            ids = [self.device.index or 0] if self.device.type == "cuda" else None
+            with warnings.catch_warnings():  # a later torch has another word for it, this one's has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self._ddp = nn.parallel.DistributedDataParallel(
+                    _Loss(task), device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=False, init_sync=False
+                )
+        return self._ddp
 
     def loss(self, task: Task, batch: Batch, draws: Draws) -> Loss:
         with self._sharing(task):
-            return Loss(*self._ddp(batch, draws))
+            return Loss(*self._wrapped(task)(batch, draws))
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
     @contextmanager
     def part(self, task: Task, last: bool) -> Iterator[None]:
         if last:
             yield
         else:
-            with self._ddp.no_sync():
+            with self._wrapped(task).no_sync():
                 yield
 
 
@@ -245,15 +272,17 @@ class Sharded(_Process):
     the same (HSDP), so that between groups nothing goes but gradients.
     """
 
+    unrecorded = "with slices of weights a block's are gathered as it runs"
+
     def __init__(self, device: torch.device, sequence: int = 1, shards: int | None = None) -> None:
         super().__init__(device, sequence)
         self.shards = self.size if shards is None else shards
         self._group, self._place = divmod(self.rank, self.shards)
         self._neighbours: dist.ProcessGroup | None = None
 
-    def wrap(self, task: Task) -> None:
+    def wrap(self, task: Task, dtype: torch.dtype = torch.float32, compiled: bool = False) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         if self.shards == self.size:
             mesh = init_device_mesh(self.device.type, (self.size,))
@@ -262,8 +291,15 @@ class Sharded(_Process):
             mesh = init_device_mesh(self.device.type, sides, mesh_dim_names=names)
             self._neighbours = mesh["shards"].get_group()
         self._module = _Loss(task)
+        halves = MixedPrecisionPolicy()
+        if (
+            self.device.type == "cuda" and dtype != torch.float32
+        ):  # what is gathered is as small as what is computed with
+            halves = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        if compiled and self.device.type == "cuda":
+            regional(task.halved, hooked=True)
         for block in blocks_of(task.halved) if task.halved is not None else ():
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=halves)
         fully_shard(self._module, mesh=mesh)
         named = dict(task.named_parameters(remove_duplicate=False))
         self._sharded = {**{name.removeprefix("model."): p for name, p in named.items()}, **named}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
+import torch
 from torch import nn
 
 from sfumato.data import Data, Replaced
@@ -34,8 +35,11 @@ def part_of(settings: Training, parallel: Parallel) -> int:
     return settings.batch // whole
 
 
-def shared(task: Task, settings: Training, parallel: Parallel) -> tuple[Optimizer, Averages]:
-    """Share the task's parameters; then their optimizer and averages. Raises UserError for what can't be shared."""
+def shared(task: Task, settings: Training, parallel: Parallel, dtype: torch.dtype) -> tuple[Optimizer, Averages]:
+    """Share the task's parameters; then their optimizer and averages. Raises UserError for what can't be shared.
+
+    dtype: that the network computes in.
+    """
     if parallel.sequence > 1:
         check_shared(task.halved, parallel.sequence)
         if getattr(task, "align", None) is not None:
@@ -56,7 +60,7 @@ def shared(task: Task, settings: Training, parallel: Parallel) -> tuple[Optimize
             f"train.optimizer = {settings.optimizer.cls.kind}: needs whole tensors; use adamw with train.parallel=fsdp"
         )
     spare: nn.Module = on_host(task.model)
-    parallel.wrap(task)
+    parallel.wrap(task, dtype, compiled=settings.compile is not False)
     optimizer = settings.optimizer.build(task, settings)
     optimizer.across = parallel.squares
     return optimizer, ShardedEma(task.model, settings.ema, spare, parallel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
@@ -32,6 +32,7 @@ Micro = tuple[Batch, Draws]
 Averages = Ema[Any] | HostEma[Any] | ShardedEma[Any]
 Seed = Callable[[int], None]  # sets torch's generators from a sample number
 
+_OTHERS = "thread_local"  # while this thread records, others may ask the GPU things, as NCCL's does
 _WARM_UP = 2  # steps before recording: libraries choose their kernels in them
 _MOST_GRAPHS = 8  # shapes of a batch that are recorded; any other is computed as it is written
 
@@ -121,7 +122,8 @@ class GraphStep(Step):
 
     The network computes from half-precision copies of its weights, renewed after every step, so that nothing is cast on the
     way; weights, gradients' sums, moments and averages are float32. The host makes what is random or comes from a schedule
-    (`Task.plan`), copies it to where the graph reads, and goes on: no step waits for the device.
+    (`Task.plan`), copies it to where the graph reads, and goes on: no step waits for the device. Several processes add up
+    their gradients between the two graphs, in one message.
     """
 
     def __init__(
@@ -133,20 +135,17 @@ class GraphStep(Step):
         seed: Seed,
         count: int = 1,
         fp8: bool = False,
+        parallel: Parallel | None = None,
     ) -> None:
-        self.task, self.optimizer, self.ema, self.dtype, self.seed, self.count = (
-            task,
-            optimizer,
-            ema,
-            dtype,
-            seed,
-            count,
-        )
+        self.task, self.optimizer, self.ema, self.dtype, self.seed = task, optimizer, ema, dtype, seed
+        self.count, self.parallel = count, parallel or Parallel()
+        self._parts = count * self.parallel.size  # of a batch, whose mean is the loss
         self.working, pairs = working_copy(task, dtype)
         if fp8 and self.working.halved is not None:
             fp8_training(self.working.halved)
         self._device = next(task.parameters()).device
         self._pairs = [(p, half) for p, half in pairs if p.requires_grad]
+        self._flat: list[Tensor] = []  # what the gradients are views of
         self._sums = self._places_for_gradients(FusedUpdate.fits(optimizer, ema, self._pairs))
         self._fused: FusedUpdate | None = None
         if isinstance(optimizer, AdamW) and FusedUpdate.fits(optimizer, ema, self._pairs):
@@ -164,9 +163,10 @@ class GraphStep(Step):
     def _places_for_gradients(self, fused: bool) -> dict[str, Tensor]:
         """Where gradients are summed, by name. In the copies' type if nothing is added and the optimizer reads it."""
         halves = {id(p): half for p, half in self._pairs} if fused and self.count == 1 else {}
-        found = {}
+        likes = {name: halves.get(id(p), p).detach() for name, p in self.optimizer.parameters.items()}
+        self._flat, places = in_a_row(list(likes.values()))
+        found = dict(zip(likes, places))
         for name, p in self.optimizer.parameters.items():
-            found[name] = torch.zeros_like(halves.get(id(p), p).detach())
             p.grad = None if id(p) in halves else found[name]
         return found
 
@@ -191,7 +191,8 @@ class GraphStep(Step):
             for name, value in planned.tensors.items():
                 recorded.inputs[name].copy_(_pinned(value), non_blocking=True)
             recorded.graph.replay()
-            parts.append(Loss(recorded.value.clone(), recorded.per_sample.clone(), planned.t))
+            parts.append(self.parallel.gather(Loss(recorded.value.clone(), recorded.per_sample.clone(), planned.t)))
+        self.parallel.add_up([*self._flat, self._value])
         numbers = torch.tensor([lr, *self.ema.weights(number)])
         numbers = on_device(numbers, self._device)
         self._lr.copy_(numbers[0])
@@ -223,7 +224,7 @@ class GraphStep(Step):
                     self._gradients(inputs)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=_OTHERS):
                 mean, each = self._gradients(inputs)
         self._pool = graph.pool()
         torch._foreach_copy_(sums, kept)
@@ -236,7 +237,7 @@ class GraphStep(Step):
         if self._update is None:
             begun = time.monotonic()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=_OTHERS):
                 self._found = self._apply()
             self._update = graph
             self.setup_seconds += time.monotonic() - begun
@@ -248,9 +249,9 @@ class GraphStep(Step):
         """Add the gradients of a part's loss to those of the weights."""
         with torch.autocast(self._device.type, self.dtype, cache_enabled=False):
             value, each = self.working.compute(inputs)
-        (value / self.count).backward()  # type: ignore[no-untyped-call]
+        (value / self._parts).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            self._value.add_(value.detach() / self.count)
+            self._value.add_(value.detach() / self._parts)
             self._gather()
         return value.detach(), each
 
@@ -283,12 +284,26 @@ class GraphStep(Step):
     def _written(self, planned: Planned) -> Loss:
         inputs = {name: on_device(v, self._device) for name, v in planned.tensors.items()}
         value, each = self._gradients(inputs)
-        return Loss(value, each, planned.t)
+        return self.parallel.gather(Loss(value, each, planned.t))
 
     @torch.no_grad()
     def _renew(self) -> None:
         """Bring the copies up to date."""
         torch._foreach_copy_([half.data for _, half in self._pairs], [p.data for p, _ in self._pairs])
+
+
+def in_a_row(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Zeros like each of `tensors`, strides included, that lie one after the other in one long tensor for each type.
+
+    Each begins at a multiple of 64 elements. Returns (the long ones, those like `tensors`).
+    """
+    starts, lengths = [], dict.fromkeys((t.dtype for t in tensors), 0)
+    for t in tensors:
+        starts.append(lengths[t.dtype])
+        lengths[t.dtype] += -(-t.numel() // 64) * 64
+    long = {kind: torch.zeros(n, dtype=kind, device=tensors[0].device) for kind, n in lengths.items()}
+    places = [long[t.dtype].as_strided(t.shape, t.stride(), start) for t, start in zip(tensors, starts)]
+    return list(long.values()), places
 
 
 def choose_step(
@@ -321,19 +336,21 @@ def choose_step(
     if reason is not None:
         raise UserError(f"train.compile = true: {reason}; leave it unset")
     assert isinstance(ema, Ema)  # averages on the host come with an optimizer there
-    step = GraphStep(task, optimizer, ema, dtype, seed, count, fp8)
+    step, failed = GraphStep(task, optimizer, ema, dtype, seed, count, fp8, plain.parallel), None
     try:
         step.prepare(micro)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if record or fp8:
-            raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        say(f"warning: the step could not be recorded for the GPU and is computed as written ({first[:160]})")
-        optimizer.zero()
-        return plain
-    return step
+        failed = error
+    said = [why for why in plain.parallel.everyone(None if failed is None else _first_line(failed)) if why is not None]
+    if not said:
+        return step
+    if record or fp8:
+        plain.parallel.raise_together(failed)
+    say(f"warning: the step could not be recorded for the GPU and is computed as written ({said[0]})")
+    optimizer.zero()
+    return plain
 
 
 def _in_the_way(task: Task, optimizer: Optimizer, dtype: torch.dtype) -> str | None:
@@ -347,6 +364,10 @@ def _in_the_way(task: Task, optimizer: Optimizer, dtype: torch.dtype) -> str | N
     if not optimizer.capturable:
         return "with train.offload the host takes part in every step"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _pinned(value: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class Trainer:
         self.use = Use(None, settings.batch, None)
         if self.device.type == "cuda":  # before the parameters are divided
             self.use = Use.of(task, example(data, settings, seed), settings, self.device, self.parallel.size)
-        self.optimizer, self.ema = shared(task, settings, self.parallel)
+        self.optimizer, self.ema = shared(task, settings, self.parallel, self.dtype)
         self.meter = Meter(task.process)
         self.tally = Tally(self.parallel)  # items that could not be read
         self.checkpoints = run.checkpoints(settings.keep, every=settings.keep_every, best=settings.keep_best)
@@ -269,8 +269,8 @@ class Trainer:
         """Why a step can't be recorded, of what the step does not know itself."""
         if not self.recomputed.capturable:
             return "dropout in recomputed blocks draws on the host"
-        if self.parallel.size > 1:
-            return "steps of several processes are not recorded"
+        if self.parallel.unrecorded is not None:
+            return self.parallel.unrecorded
         return None if train.bucketing is None else "data.buckets gives batches of several shapes"
 
     def _seed_generators(self, number: int) -> None:

@@ -208,16 +208,16 @@ def main() -> None:
 
 
 def _rows(results: dict[str, dict[str, Any] | None], asked: argparse.Namespace) -> list[Row]:
-    """Images a second beside those of one GPU times the number of GPUs; of the largest, parameters in billions."""
+    """Images a second beside those of one GPU times the number of GPUs; of the largest, billions of weights beside the first's."""
     one = results.get("one")
     alone = one["images"] / one["seconds"] if one else (asked.batch / asked.one if asked.one else float("nan"))
-    rows = []
+    rows, first = [], next((f["parameters"] / 1e9 for f in results.values() if f), 0.0)
     for name, found in results.items():
         if found is None:
             continue
         on, known = machine(gpu=found.pop("gpu"), gpus=1 if "one" in name else asked.gpus), versions("sfumato")
         if name.startswith("largest"):
-            rows.append(Row(name, found["parameters"] / 1e9, float("nan"), "1e9 weights", None, on, known, found))
+            rows.append(Row(name, found["parameters"] / 1e9, first, "1e9 weights", None, on, known, found))
         else:
             rate, times = found["images"] / found["seconds"], 1 if name == "one" else asked.gpus
             rows.append(Row(f"dit.train.{name}", rate, times * alone, "images/s", None, on, known, found))

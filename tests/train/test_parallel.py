@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.train import Training
-from sfumato.train.parallel import Parallel, Words, begin
+from sfumato.train.parallel import Parallel, Words, begin, together
 from sfumato.train.sharing import part_of
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +86,9 @@ def test_one_process_shares_nothing_and_batches_must_divide() -> None:
     assert part_of(Training(samples=1, batch=12, accumulate=2), three) == 2
     with pytest.raises(UserError, match=r"train.batch = 16: 3 processes .* use a multiple of 6"):
         part_of(Training(samples=1, batch=16, accumulate=2), three)
+
+
+def test_neighbouring_blocks_are_gathered_together_up_to_a_size() -> None:
+    blocks = [torch.nn.Linear(n, 1, bias=False) for n in (3, 3, 3, 7, 2, 2, 9)]
+    sizes = [[block.in_features for block in group] for group in together(blocks, 6)]
+    assert sizes == [[3, 3], [3], [7], [2, 2], [9]] and together([], 6) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.console import Console
 
 from sfumato.commands.words import check_keys, only_settings
 from sfumato.errors import UserError, did_you_mean
+
+_ASKED = ("a red apple, fluent emoji", "ghost, fluent emoji", "man biking, twemoji emoji", "sun with face, noto emoji")
 
 # modality -> module and function: (runs, console, *, minutes) -> exit code
 _DEMOS = {
@@ -38,4 +41,27 @@ def demo(words: Sequence[str]) -> int:
         function: Any = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError:
         raise UserError(f"modality={modality}: this demo is not in this version; use image or audio") from None
-    return int(function(Path("runs"), Console(highlight=False), minutes=minutes))
+    runs, console = Path("runs"), Console(highlight=False)
+    if modality == "image":
+        _show_emoji(runs, console)
+    return int(function(runs, console, minutes=minutes))
+
+
+def _show_emoji(runs: Path, console: Console) -> None:
+    """The first lines: what the model that ships draws, in seconds; once."""
+    from sfumato import media
+    from sfumato.modelfolder import shipped
+    from sfumato.pipeline import Pipeline
+    from sfumato.recipes.demo import program
+
+    file = runs / "emoji.png"
+    if file.exists() or "emoji" not in shipped():
+        return
+    began = time.perf_counter()
+    out = Pipeline.load("emoji")(list(_ASKED), seed=0)
+    runs.mkdir(exist_ok=True)
+    media.save_png(media.grid([media.to_image(item) for item in out.media], captions=_ASKED), file)
+    console.print(
+        f"{len(_ASKED)} emoji by the model that ships, in {time.perf_counter() - began:.0f} s: {file}\n"
+        f'Others: {program()} sample emoji "{_ASKED[0]}"\n'
+    )

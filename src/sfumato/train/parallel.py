@@ -33,6 +33,7 @@ from sfumato.train.sequence import Neighbours
 from sfumato.train.task import Task
 
 KINDS = ("auto", "ddp", "fsdp", "hsdp")
+_TOGETHER = 1 << 26  # parameters of blocks that are gathered at once: 128 MiB in bfloat16
 
 
 class Words(NamedTuple):
@@ -298,8 +299,8 @@ class Sharded(_Process):
             halves = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         if compiled and self.device.type == "cuda":
             regional(task.halved, hooked=True)
-        for block in blocks_of(task.halved) if task.halved is not None else ():
-            fully_shard(block, mesh=mesh, mp_policy=halves)
+        for blocks in together(blocks_of(task.halved)) if task.halved is not None else ():
+            fully_shard(blocks, mesh=mesh, mp_policy=halves)
         fully_shard(self._module, mesh=mesh)
         named = dict(task.named_parameters(remove_duplicate=False))
         self._sharded = {**{name.removeprefix("model."): p for name, p in named.items()}, **named}
@@ -369,6 +370,20 @@ class Sharded(_Process):
             if not dot:
                 return None
         return self._sharded[name]
+
+
+def together(blocks: Sequence[nn.Module], most: int = _TOGETHER) -> list[list[nn.Module]]:
+    """Neighbours of which `most` parameters are gathered in one message: every message costs the host the same."""
+    groups: list[list[nn.Module]] = []
+    held = most
+    for block in blocks:
+        n = sum(p.numel() for p in block.parameters())
+        if held + n > most:
+            groups.append([])
+            held = 0
+        groups[-1].append(block)
+        held += n
+    return groups
 
 
 def _chunk(n: int, parts: int, place: int) -> tuple[int, int]:

@@ -208,7 +208,7 @@ def main() -> None:
 
 
 def _rows(results: dict[str, dict[str, Any] | None], asked: argparse.Namespace) -> list[Row]:
-    """Images a second beside those of one GPU times the number of GPUs; of the largest, billions of weights beside the first's."""
+    """Images a second beside those of one GPU times the number of GPUs; of the largest, billions of weights."""
     one = results.get("one")
     alone = one["images"] / one["seconds"] if one else (asked.batch / asked.one if asked.one else float("nan"))
     rows, first = [], next((f["parameters"] / 1e9 for f in results.values() if f), 0.0)

@@ -58,9 +58,9 @@ def _show_emoji(runs: Path, console: Console) -> None:
     if file.exists() or "emoji" not in shipped():
         return
     began = time.perf_counter()
-    out = Pipeline.load("emoji")(list(_ASKED), seed=0)
+    out = Pipeline.from_pretrained("emoji")(list(_ASKED), seed=0)
     runs.mkdir(exist_ok=True)
-    media.save_png(media.grid([media.to_image(item) for item in out.media], captions=_ASKED), file)
+    media.save_png(out.grid(captions=_ASKED), file)
     console.print(
         f"{len(_ASKED)} emoji by the model that ships, in {time.perf_counter() - began:.0f} s: {file}\n"
         f'Others: {program()} sample emoji "{_ASKED[0]}"\n'

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from benchmarks._table import Row, machine, versions
 from sfumato.codecs import Codec
 from sfumato.data import Sounds, open_data
+from sfumato.errors import UserError
 from sfumato.evaluate.audio import sound_scores, target
 from sfumato.evaluate.judge import Judge
 from sfumato.output import Output
@@ -169,7 +170,7 @@ def main() -> None:
     data_spec = spoken(open_data(args.data))
     data = data_spec.build()
     assert isinstance(data, Sounds)
-    judges = {c: sound_judge_of(data, c, Path(args.judges) / c, **_epochs(args)).to(device) for c in COLUMNS}
+    judges = {c: _judge(args, data, c).to(device) for c in COLUMNS}
     ours, pipeline = _ours(args, data_spec, out, judges, data)
     codec = pipeline.model.codec
     train = np.flatnonzero(~data.held_out_mask())
@@ -236,8 +237,15 @@ def _pairs(data: Sounds) -> Tensor:
     return target(data, "speakers").values * 10 + target(data, "label").values
 
 
-def _epochs(args: argparse.Namespace) -> dict[str, Any]:
-    return {"epochs": 1 if args.quick else 40}
+def _judge(args: argparse.Namespace, data: Sounds, column: str) -> Judge:
+    """The judge of a folder, whatever its settings; one is trained only where there is none."""
+    folder = Path(args.judges) / column
+    if not (folder / "judge.json").is_file():
+        return sound_judge_of(data, column, folder, epochs=1 if args.quick else 40)
+    judge = Judge.load(folder)
+    if judge.trained.get("fingerprint") != data.fingerprint():
+        raise UserError(f"{folder}: its judge was trained on other data than {args.data}; give another folder")
+    return judge
 
 
 def _wait(device: torch.device) -> None:

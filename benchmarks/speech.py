@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._table import machine, versions
+from benchmarks.model_cards import settled, write_card
 from sfumato import media, modelfolder
 from sfumato.codecs import Mel
 from sfumato.data import Sounds, open_data
@@ -112,16 +113,25 @@ def main() -> None:
         "run": "speech",
         "data": "Free Spoken Digit Dataset (CC BY-SA 4.0)",
         "samples": made.samples,
+        "seconds": round(made.seconds, 1),
+        "vocoder_minutes": round(report["vocoder"]["seconds"] / 60, 2),
+        "judge_seconds": round(sum(judge.trained["seconds"] for judge in judges.values()), 1),
+        "machine": _gpu() or machine()["cpu"],
+        "torch": torch.__version__.partition("+")[0],
+        "command": f"python -m benchmarks.speech --data fsdd.npz --out DIR --minutes {args.minutes:g}",
         "reads": reads,
     }
-    pipeline.trained = {**about, "seconds": round(made.seconds, 1)}
+    pipeline.trained = about
     _packed(out / "full.tar", pipeline.save_pretrained(work / "full"))
-    ships = modelfolder.save_compact(work / "full", work / "speech", trained={"guidance": best})
-    for column, judge in judges.items():
-        judge.cpu().save(ships / "judges" / column, compact=True)
-    _packed(out / "model.tar", ships)
+    compact = modelfolder.save_compact(work / "full", work / "compact", trained={})
+    beside = {f"judges/{column}": judge for column, judge in judges.items()}
+    ships = settled(compact, work / "speech", trained=about, judges=beside)
     pipeline = Pipeline.from_pretrained(ships).to(_device())
-    report["as_shipped"] = sound_scores(pipeline, data, _on(judges), n=args.n, seed=10_000).to_dict()["metrics"]
+    found = sound_scores(pipeline, data, _on(judges), n=args.n, seed=10_000).to_dict()
+    report["as_shipped"] = found["metrics"]
+    right = {f"judge_{column}": judge.trained["accuracy"] for column, judge in judges.items()}
+    write_card(ships, {**found, "settings": {"sounds": right}})
+    _packed(out / "model.tar", ships)
     report["bytes"] = sum(file.stat().st_size for file in ships.iterdir() if file.is_file())
     say(f"as it ships, {report['bytes'] / 2**20:.2f} MiB, other seeds: " + _short(report["as_shipped"]))
     _sheet(pipeline, data, out)

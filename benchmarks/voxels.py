@@ -28,10 +28,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks._table import machine, versions
+from benchmarks.model_cards import settled, write_card
 from sfumato import media, modelfolder
 from sfumato.data import Data, Voxels
 from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.voxels import voxel_scores
+from sfumato.guidance import ClassifierFree
 from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, trainer
@@ -88,15 +90,30 @@ def run(asked: Any, place: Path) -> None:
     pipeline.save_pretrained(place / "full")
     half = {k: v.to(torch.bfloat16).contiguous() for k, v in pipeline.model.state_dict().items()}
     save_file(half, asked.out / "weights.safetensors")
-    modelfolder.save_compact(place / "full", place / "voxels", trained={"judge": judge.weights_sha256})
-    _pack(place / "voxels", asked.out / "model.tar")
-    say(f"8-bit model: {sum(f.stat().st_size for f in (place / 'voxels').iterdir()):,} bytes")
-    compact = Pipeline.from_pretrained(place / "voxels")
-    if asked.device != "cpu" and torch.cuda.is_available():
+    modelfolder.save_compact(place / "full", place / "compact", trained={})
+    on_gpu = torch.cuda.is_available() and asked.device != "cpu"
+    about = {
+        "run": "voxels",
+        "data": "2,545 voxel models of four sources (CC0 1.0 and CC BY 4.0)",
+        "samples": result.samples,
+        "seconds": round(result.seconds, 1),
+        "judge_seconds": judge.trained["seconds"],
+        "machine": torch.cuda.get_device_name() if on_gpu else machine()["cpu"],
+        "torch": torch.__version__.partition("+")[0],
+        "command": f"python -m benchmarks.voxels --data voxels32.npz --out DIR --minutes {asked.minutes:g}",
+        "judge": judge.weights_sha256,
+    }
+    ships = settled(place / "compact", place / "voxels", trained=about, judges={"judge": judge})
+    _pack(ships, asked.out / "model.tar")  # before it is scored: its card is written again afterwards
+    say(f"8-bit model: {sum(f.stat().st_size for f in ships.iterdir() if f.is_file()):,} bytes")
+    compact = Pipeline.from_pretrained(ships)
+    if on_gpu:
         compact.to("cuda")
         judge.to("cuda")
     trained = {"steps": result.steps, "samples": result.samples, "seconds": result.seconds}
-    metrics = _scores(compact, data, judge, asked.quick)
+    metrics, usual = _scores(compact, data, judge, asked.quick)
+    write_card(ships, {**usual, "settings": {"voxels": {"judge_accuracy": judge.trained["accuracy"]}}})
+    _pack(ships, asked.out / "model.tar")
     content = {"machine": machine(), "versions": versions(), "training": trained, "recipe": spec.to_dict(), **metrics}
     (asked.out / "metrics.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
     _pictures(compact, data, asked.out, asked.quick)
@@ -111,9 +128,10 @@ def _judge(data: Data, quick: bool, device: str) -> Judge:
     return judge
 
 
-def _scores(pipeline: Pipeline, data: Data, judge: Judge, quick: bool) -> dict[str, Any]:
-    """Scores by guidance scale."""
+def _scores(pipeline: Pipeline, data: Data, judge: Judge, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores by guidance scale, and all of those of the scale that the model is sampled with."""
     found: dict[str, Any] = {}
+    usual: dict[str, Any] = {}
     for scale in SCALES[:1] if quick else SCALES:
         scores = voxel_scores(
             pipeline, data, judge, each=1 if quick else 4, guidance=scale, points=64 if quick else 256
@@ -121,7 +139,9 @@ def _scores(pipeline: Pipeline, data: Data, judge: Judge, quick: bool) -> dict[s
         found[f"guidance {scale:g}"] = {name: asdict(score) for name, score in scores.metrics.items()}
         shown = {k: f"{v.value:.3f} ({v.real:.3f})" for k, v in scores.metrics.items() if v.real is not None}
         say(f"guidance {scale:g}: {shown}")
-    return {"scores": found}
+        if not usual or pipeline.sampling.guidance == ClassifierFree(scale=scale):
+            usual = scores.to_dict()
+    return {"scores": found}, usual
 
 
 def _pictures(pipeline: Pipeline, data: Data, out: Path, quick: bool) -> None:

@@ -240,7 +240,9 @@ def write_card(folder: Path, model: Model, config: Mapping[str, Any]) -> str:
     count = sum(p.numel() for p in model.parameters())
     given = {"caption": 'prompt="..."', "label": "label=0", "number": "number=0.5"}
     columns = () if model.conditioner is None else model.conditioner.columns
-    ask = ", ".join([*(given[c] for c in columns if c in given), "seed=0"])
+    files = ", ".join(f'"{c}": "FILE"' for c in (model.conditioner.media if model.conditioner is not None else ()))
+    asked = [given[c] for c in columns if c in given] + ([f"given={{{files}}}"] if files else [])
+    ask = ", ".join([*asked, "seed=0"])
     facts = {
         "makes": f"{info.kind} of shape {' x '.join(map(str, info.shape))}",
         "asked by": ", ".join(columns) or "nothing: unconditional",

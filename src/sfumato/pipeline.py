@@ -175,6 +175,7 @@ class Pipeline:
         *,
         label: int | str | Sequence[int | str] | None = None,
         number: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        given: Mapping[str, Any] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         n: int = 1,
         seed: int | Sequence[int] = 0,
@@ -190,9 +191,10 @@ class Pipeline:
     ) -> Output:
         """`n` samples of each prompt (or label, or number); sample i of prompt j has the seed `seed + j n + i`.
 
-        Several prompts, labels and numbers go together one by one; a single one goes with all. A list of seeds has one a
-        sample. A sample's noise is a function of its seed alone, so it does not depend on `batch_size` or its neighbours:
-        bit for bit within batches of one shape, and up to rounding (about 1e-6 of a deviation) between shapes.
+        given: files, pictures or tensors (B, C, *S) by the columns that a model reads them from: {"picture": "chair.png"}.
+        Several prompts, labels, numbers and files go together one by one; a single one goes with all. A list of seeds has
+        one a sample. A sample's noise is a function of its seed alone, so it does not depend on `batch_size` or its
+        neighbours: bit for bit within batches of one shape, and up to rounding (about 1e-6 of a deviation) between shapes.
 
         guidance_scale: one, or one a prompt; 1 is no guidance, 0 needs no condition and gives "anything" (the scales of
         `pag`, `cfg++` and of gradients differ: see their classes).
@@ -205,6 +207,7 @@ class Pipeline:
             prompt,
             label=label,
             number=number,
+            given=given,
             negative_prompt=negative_prompt,
             n=n,
             seed=seed,
@@ -225,6 +228,7 @@ class Pipeline:
         *,
         label: int | str | Sequence[int | str] | None = None,
         number: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        given: Mapping[str, Any] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         n: int = 1,
         seed: int | Sequence[int] = 0,
@@ -252,6 +256,8 @@ class Pipeline:
             prompt=prompt,
             label=label,
             number=number,
+            given=given or {},
+            shown={} if self.model.conditioner is None else self.model.conditioner.media,
             negative_prompt=negative_prompt,
             n=n,
             seed=seed,

@@ -12,9 +12,16 @@ import torch
 from sfumato.conditioners.prompt import parse
 from sfumato.core import Column, DataInfo
 from sfumato.errors import UserError, did_you_mean
+from sfumato.given import Given, read_given
 from sfumato.guidance import Guidance
 
-_WORDS = {"caption": "prompt", "label": "label", "number": "number"}  # column of a batch -> argument of a pipeline
+_WORDS = {
+    "caption": "prompt",
+    "label": "label",
+    "number": "number",
+}  # column of a batch -> argument of a pipeline; others
+# hold media and are given in `given` by their own names
+ASKED = (*_WORDS.values(), "given")  # the arguments of a pipeline that say what is asked for
 _SEEDS = 1 << 62
 
 
@@ -25,7 +32,7 @@ class Request:
     read (`prompt.parse`).
 
     scale: B guidance scales, None for the setting of the guidance. guided: whether that setting acts.
-    settings: arguments of the call, with the prompts and seeds as they were resolved.
+    settings: arguments of the call, with the prompts and seeds as they were resolved; of media, names and contents' digests.
     """
 
     seeds: tuple[int, ...]
@@ -69,6 +76,22 @@ class Request:
         )
 
 
+def word_of(column: str) -> str:
+    """What people call a column of a batch: `prompt` for captions, else its name."""
+    return _WORDS.get(column, column)
+
+
+def as_arguments(columns: Mapping[str, Column]) -> dict[str, Any]:
+    """Columns of a batch as the arguments of a pipeline that ask for the same."""
+    media = {column: values for column, values in columns.items() if column not in _WORDS}
+    plain = {
+        _WORDS[column]: values.tolist() if isinstance(values, torch.Tensor) else list(values)
+        for column, values in columns.items()
+        if column in _WORDS
+    }
+    return plain | ({"given": media} if media else {})
+
+
 def resolve(
     info: DataInfo,
     needed: Sequence[str],
@@ -76,6 +99,8 @@ def resolve(
     prompt: str | Sequence[str] | None,
     label: int | str | Sequence[int | str] | None,
     number: float | Sequence[float] | Sequence[Sequence[float]] | None,
+    given: Mapping[str, Any],
+    shown: Mapping[str, DataInfo],
     negative_prompt: str | Sequence[str] | None,
     n: int,
     seed: int | Sequence[int],
@@ -85,6 +110,7 @@ def resolve(
 ) -> Request:
     """Check a call of a pipeline whose conditioner reads the columns `needed`. Raises UserError.
 
+    given: what there is for columns of media. shown: what an item of each such column is.
     guidance: what a scale is for. guided: whether it acts where no scale is given.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
@@ -96,11 +122,13 @@ def resolve(
         asked["label"] = _labels(label, info)
     if number is not None:
         asked["number"] = _numbers(number, info)
+    for column, values in given.items():  # one that the model does not read is refused below
+        asked[column] = read_given(column, values, shown[column]) if column in shown else []
     scales = _scales(guidance_scale, guidance)
     _check_columns(asked, needed, info, free=guidance.by_condition and scales is not None and not any(scales))
     negative = [] if negative_prompt is None else _prompts(negative_prompt, "negative_prompt")
     _check_guidance(needed, scales, negative, guidance, guided)
-    lists = {_WORDS[column]: values for column, values in asked.items()}
+    lists = {word_of(column): values for column, values in asked.items()}
     lists |= {"negative_prompt": negative} if negative else {}
     lists |= {"guidance_scale": scales} if scales else {}
     lists = _together(lists)
@@ -110,12 +138,8 @@ def resolve(
     def each(values: list[Any]) -> list[Any]:
         return [value for value in values for _ in range(n)]
 
-    columns: dict[str, Column] = {}
-    for column in asked:
-        values = each(lists[_WORDS[column]])
-        dtype = torch.int64 if column == "label" else torch.float32
-        columns[column] = list(map(parse, values)) if column == "caption" else torch.tensor(values, dtype=dtype)
-    settings: dict[str, Any] = {**lists, "n": n, "seed": seed if isinstance(seed, int) else list(seeds)}
+    columns = {column: _column(column, each(lists[word_of(column)])) for column in asked}
+    settings: dict[str, Any] = {**_written(lists), "n": n, "seed": seed if isinstance(seed, int) else list(seeds)}
     if scales and len(set(scales)) == 1:
         settings["guidance_scale"] = scales[0]
     return Request(
@@ -127,6 +151,22 @@ def resolve(
         guided and (bool(asked) or not guidance.by_condition),
         settings,
     )
+
+
+def _written(lists: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The arguments as plain data: media by their names and contents."""
+    plain = {word: values for word, values in lists.items() if not isinstance(values[0], Given)}
+    media = {word: [value.written for value in values] for word, values in lists.items() if word not in plain}
+    return plain | ({"given": media} if media else {})
+
+
+def _column(column: str, values: list[Any]) -> Column:
+    """A value a sample as the column of a batch."""
+    if column == "caption":
+        return list(map(parse, values))
+    if column not in _WORDS:
+        return torch.stack([value.media for value in values])
+    return torch.tensor(values, dtype=torch.int64 if column == "label" else torch.float32)
 
 
 def _prompts(prompt: str | Sequence[str], name: str) -> list[str]:
@@ -186,16 +226,17 @@ def _scales(guidance_scale: float | Sequence[float] | None, guidance: Guidance) 
 
 
 def _check_columns(asked: Mapping[str, Any], needed: Sequence[str], info: DataInfo, *, free: bool) -> None:
-    takes = " and ".join(f"{_WORDS[column]}=" for column in needed if column in _WORDS)
+    takes = " and ".join(f"{word_of(column)}=" for column in needed)
     for column in asked:
         if column not in needed:
             how = f"ask it by {takes}" if takes else "it is unconditional, so ask it for n= samples alone"
-            raise UserError(f"{_WORDS[column]}= can't be given to this model; {how}")
+            raise UserError(f"{word_of(column)}= can't be given to this model; {how}")
     missing = [column for column in needed if column not in asked]
     if missing and not (free and not asked):
-        kind = {"caption": "a text", "label": _known(info.labels), "number": f"{', '.join(info.numbers)}"}[missing[0]]
+        kinds = {"caption": "a text", "label": _known(info.labels), "number": f"{', '.join(info.numbers)}"}
+        kind = kinds.get(missing[0], "a file")
         raise UserError(
-            f"this model is asked by {takes}, and {_WORDS[missing[0]]}= is missing; give it {kind}, "
+            f"this model is asked by {takes}, and {word_of(missing[0])}= is missing; give it {kind}, "
             "or guidance=0 for samples of anything"
         )
 
@@ -255,4 +296,5 @@ def _texts(lists: Mapping[str, list[Any]], info: DataInfo, total: int) -> tuple[
         if "number" in lists:
             names = info.numbers if len(info.numbers) > 1 else ("",) * len(info.numbers)
             made[i].append(" ".join(f"{k}={v:g}" if k else f"{v:g}" for k, v in zip(names, lists["number"][i])))
+        made[i] += [values[i].stem for values in lists.values() if isinstance(values[i], Given)]
     return tuple(", ".join(parts) for parts in made)

@@ -107,7 +107,7 @@ class Spec(Generic[T]):
 
         Naming another type (`network=dit`, `network={type: dit, depth: 8}`) drops the settings of the one before.
         """
-        return self._override(path, _typed(value), full=path)
+        return self._override(path, typed(value), full=path)
 
     def _override(self, path: str, value: Any, full: str) -> Spec[T]:
         head, _, rest = path.partition(".")
@@ -288,7 +288,7 @@ def _from_text(annotation: Any, value: Any) -> Any:
     return value if isinstance(loaded, str) else loaded
 
 
-def _typed(value: Any) -> Any:
+def typed(value: Any) -> Any:
     """Text such as `{type: cfg, scale: 2}` as the mapping that it is; anything else as it came."""
     if not isinstance(value, str) or not value.lstrip().startswith("{type:"):
         return value

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.codecs import Latent, load_weights, open_codec, save_autoencoder
+from sfumato.codecs import Latent, Waveform, load_weights, open_codec, save_autoencoder
 from sfumato.core import DataInfo
 from sfumato.errors import SfumatoError, UserError
 from sfumato.nn import Autoencoder, ConvAutoencoder, Plain
@@ -81,6 +81,23 @@ def test_a_re_ordering_comes_back_exactly_in_any_dimension(size: tuple[int, ...]
     codec.measure_inner([media])
     codec.measure([media])
     assert torch.allclose(codec.decode(codec.whiten(codec.encode(media))), media, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1003, 1024, 31])
+def test_sounds_of_any_length_come_back_in_their_own(samples: int) -> None:
+    """Waveforms in groups of 4, of which 8 are one position: 1,003 samples are 251 groups, and 32 positions."""
+    info = DataInfo((1, samples), "audio", rate=8000)
+    codec = Latent(info, autoencoder=Spec(Local, factor=8, blur=False), inner=Spec(Waveform, fold=4))
+    media = 0.2 * torch.randn(3, 1, samples)
+    codec.measure_inner([media])
+    codec.measure([media])
+    assert codec.shape == (32, -(-samples // 32))
+    back = codec.decode(codec.whiten(codec.encode(media)))
+    assert back.shape == media.shape and torch.allclose(back, media, atol=1e-5)
+    longer = 0.2 * torch.randn(3, 1, 2 * samples + 1)
+    back = codec.decode(codec.whiten(codec.encode(longer)))
+    assert back.shape[-1] - longer.shape[-1] in range(32)
+    assert torch.allclose(back[..., : longer.shape[-1]], longer, atol=1e-5)
 
 
 def test_latents_are_handed_through_and_media_are_not() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from sfumato.codecs import Points as PointCodec
 from sfumato.core import CondShape, DataInfo
-from sfumato.data import Points, Solids
+from sfumato.data import Points, Solids, Voxels
 from sfumato.data.voxel_files import write_stored
 from sfumato.errors import UserError
 from sfumato.kinds import kind_of
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_points_lie_in_open_cells_with_their_colours(path: str) -> None:
-    data = Points(path=path, points=300, colours=True)
+    data = Points(data=Voxels(path=path), points=300, colours=True)
     assert data.info == DataInfo((6, 300), "points", captions=True)
     for cloud, model in zip(data.fetch(np.arange(12)).media.numpy(), MODELS):
         x, y, z = np.floor((cloud[:3] + 1) * 8).astype(int)
@@ -40,7 +40,7 @@ def test_points_lie_in_open_cells_with_their_colours(path: str) -> None:
 
 
 def test_a_draw_chooses_other_points_and_the_same_draw_the_same(path: str) -> None:
-    data = Points(path=path, points=64, symmetries="none")
+    data = Points(data=Voxels(path=path, symmetries="none"), points=64)
     one, two, again = (data.fetch([3, 5], np.asarray([u, 0.5])).media for u in (0.2, 0.7, 0.2))
     assert torch.equal(one, again)
     assert not torch.equal(one[0], two[0])
@@ -49,7 +49,7 @@ def test_a_draw_chooses_other_points_and_the_same_draw_the_same(path: str) -> No
 
 def test_the_codec_is_exact_and_white(path: str) -> None:
     for colours in (False, True):
-        data = Points(path=path, colours=colours)
+        data = Points(data=Voxels(path=path), colours=colours)
         check_codec(PointCodec(data.info), data.fetch(np.arange(12)).media, tolerance=1e-5)
     with pytest.raises(UserError, match="point clouds"):
         PointCodec(DataInfo((3, 8, 8)))
@@ -103,4 +103,4 @@ def test_files_open_in_trimesh(tmp_path: Path) -> None:
 
 def test_bad_settings(path: str) -> None:
     with pytest.raises(UserError, match="points = 0"):
-        Points(path=path, points=0)
+        Points(data=Voxels(path=path), points=0)

@@ -14,7 +14,16 @@ import torch
 from sfumato.data import Clips
 from sfumato.errors import UserError
 from sfumato.evaluate import Judge, SoundJudge, sound_scores
-from sfumato.evaluate.audio import clipped, log_mel_distance, signal_to_noise, silent, statistics, stft_distance, target
+from sfumato.evaluate.audio import (
+    clipped,
+    log_mel_distance,
+    parts,
+    signal_to_noise,
+    silent,
+    statistics,
+    stft_distance,
+    target,
+)
 from sfumato.output import Output
 from sfumato.recipes.judges_audio import sound_judge_of, targets_of, train_sound_judge
 
@@ -50,6 +59,23 @@ def test_clipped_and_silent_sounds() -> None:
     x[2] = 9e-4
     assert clipped(x).tolist() == [True, False, False, False]
     assert silent(x).tolist() == [False, False, True, True]
+
+
+def test_parts_are_counted_between_pauses() -> None:
+    bursts: list[list[tuple[int, int, float]]] = [
+        [(100, 400, 1.0)],
+        [(100, 300, 1.0), (600, 800, 1.0)],
+        [(100, 300, 1.0), (400, 600, 1.0)],  # a pause of 0.1 s belongs to a word
+        [(100, 300, 1.0), (600, 610, 1.0)],  # a click is no part
+        [(100, 300, 1.0), (600, 800, 0.01)],  # 40 dB below
+        [(100, 300, 0.1), (500, 600, 0.02), (800, 900, 0.1)],
+        [],
+    ]
+    x = torch.zeros(len(bursts), 2, 1000)
+    for row, found in zip(x, bursts):
+        for begin, end, level in found:
+            row[:, begin:end] = level
+    assert parts(x, 1000).tolist() == [1, 2, 1, 1, 1, 3, 0]
 
 
 # ---------------------------------------------------------------- scores

@@ -43,6 +43,7 @@ class Giver:
         self.model = self
         self.conditioner = self
         self.columns = ("caption",)
+        self.device = torch.device("cpu")
         self.data, self.media = data, media
 
     def __call__(self, prompt: list[str], n: int, **settings: Any) -> Output:

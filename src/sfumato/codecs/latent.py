@@ -33,6 +33,8 @@ class Latent(Codec, name="latent"):
 
     `encode` hands through what is encoded already (data written by `sfumato data encode`): floating-point items of the
     latent's shape. Media of kinds with 8-bit items are scaled to [-1, 1] for the network; others are whitened.
+    Sounds may have any length: the last position of their field is repeated up to a multiple of the network's factor, and
+    what that made is cut off again.
     Decoding is not exact, so there is no likelihood of media. Rombach et al., "High-Resolution Image Synthesis with Latent
     Diffusion Models", 2022. The scale of the latent is measured on the data at hand instead of carried along as a constant.
     """
@@ -64,7 +66,9 @@ class Latent(Codec, name="latent"):
                 f"codec=latent: the autoencoder is for {self.net.shape[0]} channels, and the data has {self.inner.shape[0]}; "
                 f"set data.channels={self.net.shape[0]} or train another one"
             )
-        self._shape = self.net.latent_shape(self.inner.shape[1:])
+        own = self.inner.shape[1:]
+        self._any = info.kind == "audio" and len(own) == 1
+        self._shape = self.net.latent_shape((-(-own[0] // self.net.factor) * self.net.factor,) if self._any else own)
         if not self.bytes and self._shape == info.shape:
             raise UserError(
                 "codec=latent: its latent has the shape of the media; use a factor above 1 or other channels"
@@ -77,7 +81,14 @@ class Latent(Codec, name="latent"):
 
     def field(self, media: Tensor) -> Tensor:
         """media to what the autoencoder reads (B, C, *S)."""
-        return self.inner.whiten(self.inner.encode(media))
+        x = self.inner.whiten(self.inner.encode(media))
+        more = -x.shape[-1] % self.net.factor if self._any else 0
+        return torch.cat([x, x[..., -1:].expand(*x.shape[:-1], more)], -1) if more else x
+
+    def media(self, x: Tensor) -> Tensor:
+        """What the autoencoder makes (B, C, *S) as media; a sound of the usual length is cut to that of the data."""
+        usual = self._any and x.shape[-1] == self._shape[-1] * self.net.factor
+        return self.inner.decode(x[..., : self.inner.shape[-1]] if usual else x)
 
     def encode(self, media: Tensor) -> Tensor:
         if self.is_encoded(media):
@@ -109,13 +120,13 @@ class Latent(Codec, name="latent"):
         return x0
 
     def decode(self, x0: Tensor) -> Tensor:
-        return self.inner.decode(self._decode(self.whitening.inverse(x0)))
+        return self.media(self._decode(self.whitening.inverse(x0)))
 
     def decode_tiled(self, x0: Tensor, tile: int) -> Tensor:
         factor = self.net.factor
         side = max(_LEAST, tile // factor)
         h = self.whitening.inverse(x0)
-        return self.inner.decode(tiled(self._decode, h, tile=side, overlap=side // 4, factor=factor))
+        return self.media(tiled(self._decode, h, tile=side, overlap=side // 4, factor=factor))
 
     def _decode(self, h: Tensor) -> Tensor:
         with self._half(h):

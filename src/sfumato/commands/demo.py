@@ -60,7 +60,7 @@ def _show_emoji(runs: Path, console: Console) -> None:
     began = time.perf_counter()
     out = Pipeline.from_pretrained("emoji")(list(_ASKED), seed=0)
     runs.mkdir(exist_ok=True)
-    media.save_png(out.grid(captions=_ASKED), file)
+    media.save_png(out.grid(), file)
     console.print(
         f"{len(_ASKED)} emoji by the model that ships, in {time.perf_counter() - began:.0f} s: {file}\n"
         f'Others: {program()} sample emoji "{_ASKED[0]}"\n'

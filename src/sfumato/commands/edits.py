@@ -11,13 +11,11 @@ from torch import Tensor
 
 from sfumato.commands.edits_voxels import kept_cells
 from sfumato.core import DataInfo
-from sfumato.data.audio_read import channels_to, head_of, load_file
 from sfumato.editing import Edit
 from sfumato.errors import UserError
 from sfumato.files import sha256
+from sfumato.given import read_sound
 from sfumato.kinds import kind_of
-from sfumato.sound import resample
-from sfumato.sound.wav import BadSound
 
 KEYS = ("init", "strength", "keep", "seconds")
 SECONDS = "seconds"
@@ -85,15 +83,7 @@ def _read(file: Path, info: DataInfo, size: tuple[int, ...] | None) -> Tensor:
                 f"init={file}: is {found}, and this model makes {tuple(info.shape)}; give media of that shape"
             )
         return media
-    try:
-        rate, sound = head_of(file).rate, load_file(file)
-    except BadSound as reason:
-        raise UserError(f"init={file}: {reason}") from None
-    if not bool(torch.isfinite(torch.from_numpy(sound)).all()):
-        raise UserError(f"init={file}: holds NaN or infinite samples")
-    media = resample(torch.from_numpy(channels_to(sound, info.shape[0])), rate, info.rate)
-    length = max(info.shape[1], size[0] if size else 0)
-    return torch.nn.functional.pad(media[:, :length], (0, max(0, length - media.shape[1])))
+    return read_sound(file, info, "init", max(info.shape[1], size[0] if size else 0))
 
 
 def _known(text: str, media: Tensor, info: DataInfo) -> Tensor:

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from sfumato.commands.eval_audio import NAME as _SOUNDS
 from sfumato.commands.eval_audio import SoundScoring, score_sounds
+from sfumato.commands.eval_points import NAME as _POINTS
+from sfumato.commands.eval_points import PointScoring, score_points
 from sfumato.commands.eval_voxels import NAME as _VOXELS
 from sfumato.commands.eval_voxels import VoxelScoring, score_voxels
 from sfumato.commands.say import columns, duration, say, say_json
@@ -56,9 +58,13 @@ OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", 
 _GROUP = "class_scores"  # all of them
 _FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
 _ALIGNMENT = "alignment"  # whether pictures show their captions, by a judge of words
-_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _GROUP, *OF_SAMPLES)
-_OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS], [_VOXELS])  # metrics whose n counts samples
-_USUAL = {"audio": _SOUNDS, "voxels": _VOXELS}  # kind of media -> what is measured where nothing is asked for
+_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _POINTS, _GROUP, *OF_SAMPLES)
+_OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS], [_VOXELS], [_POINTS])  # metrics whose n counts samples
+_USUAL = {
+    "audio": _SOUNDS,
+    "voxels": _VOXELS,
+    "points": _POINTS,
+}  # kind of media -> what is measured where nothing is asked for
 _KEYS = ("metrics", "n", "seed", "batch", "dtype", "data", "judge")
 _ITEMS = 512  # by default, where there are as many
 _DRAWN = 250  # samples at a time, by default
@@ -136,6 +142,7 @@ _SETTINGS: dict[str, type] = {
     _ALIGNMENT: _Alignment,
     _SOUNDS: SoundScoring,
     _VOXELS: VoxelScoring,
+    _POINTS: PointScoring,
     _GROUP: _Samples,
 }
 
@@ -457,6 +464,10 @@ def _by_voxels(job: _Job) -> _Found:
     return _Found(*score_voxels(job.pipeline, job.data, job.own[_VOXELS], job.seed, places, job.judge))
 
 
+def _by_points(job: _Job) -> _Found:
+    return _Found(*score_points(job.pipeline, job.data, job.own[_POINTS], job.seed))
+
+
 _WORK: dict[str, Callable[[_Job], _Found]] = {
     "held_out": _loss,
     "nll": partial(_likelihood, name="nll"),
@@ -465,5 +476,6 @@ _WORK: dict[str, Callable[[_Job], _Found]] = {
     _ALIGNMENT: _by_words,
     _SOUNDS: _by_sounds,
     _VOXELS: _by_voxels,
+    _POINTS: _by_points,
     _GROUP: _by_samples,
 }

@@ -15,6 +15,7 @@ from sfumato.evaluate.scores import Score
 from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.recipes.judges_audio import sound_judge_of, targets_of
+from sfumato.request import ASKED
 
 NAME = "sounds"
 JUDGES = "judges"  # the folder of a model's own judges, inside its own
@@ -59,4 +60,4 @@ def score_sounds(
         "name": ", ".join(f"{column} of {judge.name}" for column, judge in judges.items()) or None,
         "sha256": names,
     }
-    return found.metrics, {"samples": found.n, **{k: v for k, v in settings.items() if k != "prompt"}}, about
+    return found.metrics, {"samples": found.n, **{k: v for k, v in settings.items() if k not in ASKED}}, about

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.data import Data, Solids
+from sfumato.data import Data, Pictured, Solids
 from sfumato.errors import UserError
 from sfumato.evaluate.judge import CONFIG, Judge
 from sfumato.evaluate.scores import Score, Scores
@@ -15,6 +15,7 @@ from sfumato.evaluate.voxels import POINTS, solid_scores, voxel_scores
 from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.recipes.judges_voxels import voxel_judge_of
+from sfumato.request import ASKED
 
 NAME = "voxels"
 
@@ -47,7 +48,7 @@ def score_voxels(
     if data.info.kind != "voxels":
         raise UserError(f"metrics={NAME}: is for voxel models, and this data is of {kind_of(data.info).noun}")
     drawn: dict[str, Any] = {"seed": seed, "guidance": own.guidance, "steps": own.steps}
-    if isinstance(data, Solids):
+    if isinstance(data.data if isinstance(data, Pictured) else data, Solids):
         found = solid_scores(pipeline, data, n=own.captions, **drawn)
         return found.metrics, _settings(own, found), {"name": "the reader of solids", "sha256": None}
     beside = places["model"] / "judge"
@@ -58,9 +59,13 @@ def score_voxels(
     found = voxel_scores(pipeline, data, judge, each=own.each, points=own.points, **drawn)
     sha256 = None if judge is None else judge.weights_sha256
     settings = {"judge": sha256, "judge_accuracy": None if judge is None else judge.trained.get("accuracy")}
-    return found.metrics, {**_settings(own, found), **settings}, {"name": judge and judge.name, "sha256": sha256}
+    return (
+        found.metrics,
+        {**_settings(own, found), **settings},
+        {"name": judge and judge.name, "sha256": sha256},
+    )
 
 
 def _settings(own: VoxelScoring, found: Scores) -> dict[str, Any]:
-    asked = {k: v for k, v in found.settings.items() if k not in ("prompt", "label")}
+    asked = {k: v for k, v in found.settings.items() if k not in ASKED}
     return {**asdict(own), "samples": found.n, **asked}

@@ -33,6 +33,7 @@ from sfumato.kinds.base import npy
 from sfumato.modelfolder import WEIGHTS, find_folder
 from sfumato.pipeline import Pipeline, Plan, Sampling
 from sfumato.registry import members
+from sfumato.request import word_of
 from sfumato.spec import Spec, as_spec
 from sfumato.train.device import choose_device
 from sfumato.train.memory import explain_sampling_oom
@@ -87,7 +88,7 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
     settings = timed(settings, pipeline.model.info)
     many = best_of(settings)
     judge = open_judge(settings, folder, pipeline) if many > 1 else None
-    job = _job(pipeline, folder, prompts, settings, many)
+    job = _job(pipeline, folder, prompts, settings, many, out)
     try:
         pipeline.to(choose_device(device), settings.get("dtype"))
         if judge is not None:
@@ -105,7 +106,7 @@ def sample(source: str, words: Sequence[str], *, out: Path | None, device: str, 
 
 def _with_settings(pipeline: Pipeline, settings: Mapping[str, str]) -> Pipeline:
     """The pipeline with the settings of solver, grid, guidance and threshold changed."""
-    keys = (*_KEYS, *kind_of(pipeline.model.info).options)
+    keys = (*_KEYS, *_media_columns(), *kind_of(pipeline.model.info).options)
     check_keys({k: v for k, v in settings.items() if "." not in k}, keys, "sample")
     spec: Spec[Sampling] = as_spec(pipeline.sampling)
     for key in ("steps", "solver", "grid", "threshold", *(("guidance",) if _names_guidance(settings) else ())):
@@ -117,6 +118,13 @@ def _with_settings(pipeline: Pipeline, settings: Mapping[str, str]) -> Pipeline:
     changed = Pipeline(pipeline.model, pipeline.spec, spec.build(), trained=pipeline.trained)
     tile, most = (whole_number(settings, key, 0) if key in settings else None for key in ("tile", "slice"))
     return changed.save_memory(tile=tile, slice=most, offload=_truth(settings, "offload"))
+
+
+def _media_columns() -> list[str]:
+    """Columns of media that some conditioner reads: `picture=FILE`."""
+    known = [getattr(cls, "columns", None) for cls in members("conditioner").values()]
+    read = {column for columns in known if isinstance(columns, tuple) for column in columns}
+    return sorted(column for column in read if word_of(column) == column and column not in _KEYS)
 
 
 def _truth(settings: Mapping[str, str], key: str) -> bool:
@@ -138,12 +146,15 @@ def _names_guidance(settings: Mapping[str, str]) -> bool:
     return False
 
 
-def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping[str, str], many: int) -> _Job:
+def _job(
+    pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping[str, str], many: int, out: Path | None
+) -> _Job:
     """What is to be drawn. many: candidates for each sample."""
     prompts = [*prompts, *([settings["prompt"]] if "prompt" in settings else [])]
     check_styles(pipeline.trained, prompts)
     label: list[int | str] | None = [*settings["label"].split(",")] if "label" in settings else None
     number = numbers(settings, "number")
+    given = {column: settings[column].split(",") for column in _media_columns() if column in settings}
     named = _names_guidance(settings)
     scale = None if named else numbers(settings, "guidance")
     conditioner, info = pipeline.model.conditioner, pipeline.model.info
@@ -151,11 +162,14 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
     if conditioner is not None and conditioner.columns == ("label",) and label is None and not prompts and not free:
         label = [*range(min(len(info.labels), _FREE))]
     asked = max(len(prompts), len(label or ()), len(scale or ()), len(number or ()) if len(info.numbers) == 1 else 1)
-    seed, count = _seeds(settings, asked, _EACH if prompts or label or number else _FREE)
+    asked = max(asked, *map(len, given.values())) if given else asked
+    usual = 1 if _holds_one(out) else _EACH if prompts or label or number or given else _FREE
+    seed, count = _seeds(settings, asked, usual)
     plan = pipeline.plan(
         prompts or None,
         label=label,
         number=number,
+        given=given,
         negative_prompt=settings.get("negative"),
         n=count * many,
         seed=seed,
@@ -166,6 +180,7 @@ def _job(pipeline: Pipeline, folder: Path, prompts: list[str], settings: Mapping
         "weights": _weights_of(folder),
         **as_spec(pipeline.sampling).to_dict(),
         **{k: plan.settings[k] for k in ("solver", "grid", "guidance_scale", "negative_prompt") if k in plan.settings},
+        **plan.settings.get("given", {}),
     }
     kind = kind_of(info)
     options = {key: kind.check_option(key, settings[key]) for key in kind.options if key in settings}
@@ -257,6 +272,11 @@ def _too_much(job: _Job, settings: Mapping[str, str], device: torch.device) -> s
 # ---------------------------------------------------------------- files
 
 
+def _holds_one(out: Path | None) -> bool:
+    """Whether this is a file of one sample: a sound, a mesh."""
+    return out is not None and out.suffix.lower() not in ("", ".png", ".npy")
+
+
 def _checked_file(out: Path, job: _Job) -> Path:
     wanted = tuple(dict.fromkeys((".png", ".npy", *job.kind.suffixes)))
     suffix = out.suffix.lower()
@@ -264,7 +284,7 @@ def _checked_file(out: Path, job: _Job) -> Path:
         raise UserError(
             f"-o {out}: samples are written as {' or '.join(wanted)}, or into a folder (a name without a dot)"
         )
-    if len(job.names) > 1 and suffix not in (".png", ".npy"):
+    if len(job.names) > 1 and _holds_one(out):
         raise UserError(
             f"-o {out}: holds one sample, and {len(job.names)} are asked for; set n=1, or give a folder and "
             f"format={suffix[1:]}"

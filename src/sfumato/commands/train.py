@@ -17,6 +17,7 @@ from sfumato.commands.words import RUNS, find_run, only_settings, run_names
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.recipes import AnyPrepared, Prepared, Recipe, check_init, load_recipe, prepare_any, recipes, slug, start
+from sfumato.request import word_of
 from sfumato.spec import Spec, dump_yaml
 from sfumato.train import Estimate, Result, Run, Silent, Terminal
 from sfumato.train.device import choose_device, choose_precision
@@ -173,11 +174,10 @@ def _data_line(prepared: AnyPrepared) -> str:
 
 
 def _asked(prepared: Prepared) -> str:
-    words = {"caption": "prompt", "label": "label", "number": "number"}
     conditioner = prepared.task.model.conditioner
     if conditioner is None:
         return "unconditional"
-    return "asked by " + " and ".join(words.get(column, column) for column in conditioner.columns)
+    return "asked by " + " and ".join(map(word_of, conditioner.columns))
 
 
 def _progress(run: Run) -> str:
@@ -227,6 +227,7 @@ def next_command(folder: Path, info: DataInfo, prepared: Prepared) -> str:
     if "number" in columns:
         values = prepared.data.columns([0])["number"]
         words.append("number=" + ",".join(f"{float(v):g}" for v in torch.as_tensor(values).flatten()))
+    words += [f"{column}=FILE" for column in (conditioner.media if conditioner is not None else ())]
     return shlex.join(["sfumato", "sample", str(folder), *words])
 
 

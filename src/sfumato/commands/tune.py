@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from sfumato.commands.say import columns, duration, say, say_json
@@ -24,13 +23,13 @@ from sfumato.errors import UserError
 from sfumato.modelfolder import find_folder, save_sampling
 from sfumato.pipeline import Pipeline, Plan
 from sfumato.recipes import load_recipe
+from sfumato.request import as_arguments, word_of
 from sfumato.spec import Spec, as_spec
 from sfumato.train import Run, Terminal
 from sfumato.train.device import choose_device
 from sfumato.tuning import MANY, Said, Tuning, check, starts, tune_pipeline, tuned_sampling
 
 _KEYS = ("nfe", "n", "iterations", "batch", "many", "guidance", "seed", "data")
-_WORDS = {"caption": "prompt", "label": "label", "number": "number"}  # column of a batch -> argument of a pipeline
 _FIRST_SEED = 1 << 40  # no picture that anybody draws begins with the noise that was tuned on
 _MOST_SEED = 1 << 20  # seed= below this, each with room for 2^40 samples
 
@@ -102,7 +101,7 @@ def _conditions(
     made: dict[str, Any] = {}
     if prompts:
         made["prompt"] = [prompts[i % len(prompts)] for i in range(total)]
-    needed = [column for column in asked if column in _WORDS and _WORDS[column] not in made]
+    needed = [column for column in asked if word_of(column) not in made]
     if not needed and not of_data:
         return made
     spec = _data_of(run, of_data)
@@ -117,7 +116,7 @@ def _conditions(
         missing = [column for column in needed if column not in found]
         if missing:
             raise UserError(f"the data has no {missing[0]}, which this model is asked by; give other data with data=")
-        return made | {_WORDS[column]: _listed(found[column]) for column in needed}
+        return made | as_arguments({column: found[column] for column in needed})
     for column in needed:
         if column == "label" and info.labels:
             made["label"] = [i % len(info.labels) for i in range(total)]
@@ -127,7 +126,7 @@ def _conditions(
             made["number"] = (low + share * (high - low)).tolist()
         else:
             raise UserError(
-                f"this model is asked by {_WORDS[column]} and its folder does not say what was asked in training; give "
+                f"this model is asked by {word_of(column)} and its folder does not say what was asked in training; give "
                 + ("prompts as words, or data=PATH" if column == "caption" else "data=PATH or data=NAME")
             )
     return made
@@ -154,10 +153,6 @@ def _drawn(data: Data, total: int, seed: int) -> Mapping[str, Column]:
         raise UserError("the training part of the data is empty; give data= with items in it")
     order = np.argsort(keys(seed, "tune", np.arange(len(train))), kind="stable")
     return train.columns(np.resize(order, total), uniform(keys(seed, "caption", np.arange(total))))
-
-
-def _listed(column: Column) -> list[Any]:
-    return column.tolist() if isinstance(column, torch.Tensor) else list(column)
 
 
 def _number_of(conditioner: Conditioner | None) -> Number | None:

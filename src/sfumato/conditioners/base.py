@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from sfumato.core.cond import Cond, CondShape
-from sfumato.core.media import Column
+from sfumato.core.media import Column, DataInfo
 from sfumato.registry import Registered
 
 
@@ -20,6 +21,16 @@ class Conditioner(nn.Module, Registered, ABC, family="conditioner"):
     """
 
     columns: tuple[str, ...]  # the columns of a batch that it reads
+
+    @classmethod
+    def reads(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The `columns` of one with these settings, known before it is built."""
+        return cls.columns
+
+    @property
+    def media(self) -> Mapping[str, DataInfo]:
+        """Those of its columns that hold media, (B, *shape), and what an item of each is: people give files for them."""
+        return {}
 
     @property
     @abstractmethod

@@ -43,7 +43,7 @@ class TextBlock(nn.Module):
         self.attention = SelfAttention(width, heads, zero_out=False)
         self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x), rope, mask)
         out: Tensor = x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
         return out

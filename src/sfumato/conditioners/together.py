@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ class Together(Conditioner, name="together"):
             )
         if a.concat and b.concat:
             raise UserError("together: only one part may join the input's channels")
+
+    @classmethod
+    def reads(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        parts: tuple[Spec[Conditioner], Spec[Conditioner]] = (settings["first"], settings["second"])
+        return tuple(dict.fromkeys(column for part in parts for column in part.cls.reads(part.settings)))
+
+    @property
+    def media(self) -> Mapping[str, DataInfo]:
+        return {**self.first.media, **self.second.media}
 
     @property
     def shape(self) -> CondShape:

@@ -23,8 +23,11 @@ from sfumato.data.order import BucketOrder, Buckets, Order
 from sfumato.data.pack import Packing, pack
 from sfumato.data.packed import Packed
 from sfumato.data.parquet import Parquet
+from sfumato.data.pictured import Pictured
 from sfumato.data.points import Points
 from sfumato.data.preview import preview, summary
+from sfumato.data.referenced import Referenced
+from sfumato.data.sequenced import Sequenced
 from sfumato.data.shapes import Shapes
 from sfumato.data.shapes_reader import Seen, matches, matches_many, read_shapes
 from sfumato.data.solids import Solids, read_solids, shows
@@ -53,10 +56,13 @@ __all__ = [
     "Packed",
     "Packing",
     "Parquet",
+    "Pictured",
     "Points",
+    "Referenced",
     "Replaced",
     "Report",
     "Seen",
+    "Sequenced",
     "Shapes",
     "Solids",
     "Sounds",

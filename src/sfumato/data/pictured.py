@@ -46,10 +46,10 @@ class Pictured(Wrapped, name="pictured"):
             raise UserError(f"pictured: shows voxel models and pictures, and {self.data.where} holds {what}")
         if not 8 <= self.side <= 512:
             raise UserError(f"pictured: side = {self.side}: must be 8 to 512 pixels")
-        for name, most in (("yaw", 360.0), ("pitch", 90.0)):
+        for name, least, most in (("yaw", -360.0, 360.0), ("pitch", 0.0, 90.0)):
             low, high = getattr(self, name)
-            if not -most <= low <= high <= most:
-                raise UserError(f"pictured: {name} = {low:g}, {high:g}: must be a range within -{most:g} ... {most:g}")
+            if not least <= low <= high <= most:
+                raise UserError(f"pictured: {name} = {low:g}, {high:g}: must be a range within {least:g} ... {most:g}")
 
     def fetch(self, indices: Indices, draws: Draws = None) -> Batch:
         return self._shown(self.data.fetch(indices, draws), draws)
@@ -76,10 +76,8 @@ class Pictured(Wrapped, name="pictured"):
         return Batch(batch.media, {**batch.conditions, PICTURE: pictures})
 
     def _views(self, models: Tensor, draws: Draws) -> Tensor:
-        yaws, pitches = (
-            _between(self.yaw, draws, "view/yaw", len(models)),
-            _between(self.pitch, draws, "view/pitch", len(models)),
-        )
+        yaws = _between(self.yaw, draws, "view/yaw", len(models))
+        pitches = _between(self.pitch, draws, "view/pitch", len(models))
         made = np.empty((len(models), 3, self.side, self.side), np.uint8)
         for picture, model, yaw, pitch in zip(made, models.numpy(), yaws.tolist(), pitches.tolist()):
             picture[:] = draw(model, self.side, yaw, pitch)
@@ -100,5 +98,4 @@ def _in_colour(pictures: Tensor) -> Tensor:
     if channels > 4:
         raise UserError(f"pictured: shows pictures of 1 to 4 channels, not {channels}")
     rgba = torch.cat([colours, pictures[:, -1:]], 1).permute(0, 2, 3, 1).numpy()
-    laid = lay_on(rgba.reshape(-1, *rgba.shape[2:]), _WHITE).reshape(*rgba.shape[:3], 3)
-    return torch.from_numpy(laid).permute(0, 3, 1, 2)
+    return torch.from_numpy(lay_on(rgba, _WHITE)).permute(0, 3, 1, 2)

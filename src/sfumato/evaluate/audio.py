@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.random import keys
-from sfumato.data import Clips, Data
+from sfumato.data import Clips, Data, Referenced
 from sfumato.data.columns import read_labels
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import Share, accuracy
@@ -24,10 +24,12 @@ from sfumato.evaluate.kid import kid
 from sfumato.evaluate.memorization import memorization
 from sfumato.evaluate.scores import Score, Scores
 from sfumato.pipeline import Pipeline
-from sfumato.sound import Frames
+from sfumato.request import as_arguments
+from sfumato.sound import SpectralDistance
 
 FULL, RUN = 0.999, 3  # so many samples in a row beyond this share of full scale are clipped
 SILENT = 1e-3  # a peak below -60 dB
+_QUIETER, _PAUSE, _PART = 30.0, 0.15, 0.04  # dB below the loudest; seconds of a pause and of a part at least
 _STATISTICS = 32  # bands of `statistics`: 64 numbers
 _BATCH = 64
 WINDOWS = (64, 128, 256, 512, 1024)
@@ -49,7 +51,7 @@ def target(data: Data, column: str) -> Target:
         if not isinstance(labels, Tensor) or len(data.info.labels) < 2:
             raise UserError(f"{data.where}: has no labels of at least 2 classes to judge by; set label=COLUMN")
         return Target(labels, data.info.labels)
-    if not isinstance(data, Clips):
+    if not isinstance(data, Clips | Referenced):
         raise UserError(f"{data.where}: has no column '{column}' to judge by; known: label")
     values, classes = read_labels(data.column(column), f"{data.where}: {column}")
     return Target(torch.from_numpy(values), classes)
@@ -70,6 +72,29 @@ def silent(media: Tensor) -> Tensor:
     return media.abs().flatten(1).amax(1) < SILENT
 
 
+def parts(media: Tensor, rate: int) -> Tensor:
+    """(N,) int64: how many parts of sounds (N, c, T) are sounding, apart by pauses of 0.15 s or more.
+
+    Sounding are frames of 20 ms, every 10 ms, within 30 dB of the sound's loudest one; parts below 40 ms do not count. A
+    word has one part, with the closures of its stops inside.
+    """
+    size, hop = max(2, round(0.02 * rate)), max(1, round(0.01 * rate))
+    power = media.double().square().mean(1).unfold(1, min(size, media.shape[2]), hop).mean(2)
+    sounding = (power > power.amax(1, keepdim=True) * 10 ** (-_QUIETER / 10)).cpu().numpy()
+    found = []
+    for row in sounding:
+        runs = _runs(row)
+        for begin, end in zip(runs[:-1, 1], runs[1:, 0]):
+            row[begin:end] |= (end - begin) * hop < _PAUSE * rate
+        found.append(int((np.diff(_runs(row)) * hop >= _PART * rate).sum()))
+    return torch.tensor(found)
+
+
+def _runs(row: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(runs, 2): first and after last of each run of True."""
+    return np.flatnonzero(np.diff(np.pad(row, 1).astype(np.int8))).reshape(-1, 2)
+
+
 def statistics(media: Tensor, rate: int) -> Tensor:
     """(N, 64): mean and deviation over time of each of 32 log-mel bands."""
     mel = LogMel(rate, _STATISTICS).to(media.device)
@@ -80,16 +105,10 @@ def statistics(media: Tensor, rate: int) -> Tensor:
 def stft_distance(real: Tensor, made: Tensor, windows: Sequence[int] = WINDOWS) -> Tensor:
     """How far spectra of sounds (N, c, T) are from those they should be, over several resolutions: (N,).
 
-        mean over windows of   |S - S'| / |S|  +  mean |ln S - ln S'|,     S = max(|STFT|, 1e-4)
-
-    Yamamoto, Song & Kim, "Parallel WaveGAN", 2020, eqs. 3 to 6; hop = window / 4. It does not see phases.
+    `sound.SpectralDistance` has the formula.
     """
-    total = torch.zeros(len(real), device=real.device)
-    for window in windows:
-        frames = Frames(window, window // 4).to(real.device)
-        a, b = (frames(x).abs().clamp_min(1e-4).flatten(1) for x in (real, made))
-        total = total + (a - b).norm(dim=1) / a.norm(dim=1) + (a.log() - b.log()).abs().mean(1)
-    return total / len(windows)
+    found: Tensor = SpectralDistance(windows).to(real.device)(real, made)
+    return found
 
 
 def log_mel_distance(real: Tensor, made: Tensor, rate: int) -> Tensor:
@@ -127,12 +146,10 @@ def _asked(pipeline: Pipeline, data: Data, held: NDArray[np.int64], n: int) -> _
     columns = () if conditioner is None else conditioner.columns
     order = held[np.argsort(keys(0, "asked", np.arange(len(held))), kind="stable")]
     rows = np.resize(order, n)
-    words = {"caption": "prompt", "label": "label", "number": "number"}
     found = data.columns(rows)
     if lacking := [c for c in columns if c not in found]:
         raise UserError(f"the model is asked by {lacking[0]}, which this data has not; give the data it was trained on")
-    given = {words[c]: found[c] for c in columns}
-    arguments: dict[str, Any] = {k: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in given.items()}
+    arguments = as_arguments({column: found[column] for column in columns})
     return _Asked(arguments or {"n": n}, rows)
 
 
@@ -156,7 +173,8 @@ def sound_scores(
         real: of as many training sounds.
     fd_mel: Frechet distance in means and deviations of 32 log-mel bands, likewise.
     near_copies: share nearer to a training sound, in log-mel magnitudes, than 5% of held-out ones; real: the held-out
-    share. silent, clipped: shares of samples; real: of held-out sounds.
+    share. silent, clipped, in_parts: shares of samples, the last of those with a pause inside (`parts`); real: of
+    held-out sounds.
 
     guidance, steps: instead of the model's own settings. A function of its arguments. media: the samples in the order
     asked.
@@ -245,8 +263,13 @@ def _plain(rate: int, made: Tensor, real: Tensor, train: Tensor) -> dict[str, Sc
         "fd_mel": _distances("mel", *of_statistics)["fd_mel"],
         "near_copies": Score(copies.near_copies.value, copies.near_copies.interval, copies.held_out.value, note),
     }
-    for name, test in (("silent", silent), ("clipped", clipped)):
+
+    def in_parts(media: Tensor) -> Tensor:
+        return parts(media, rate) > 1
+
+    for name, test in (("silent", silent), ("clipped", clipped), ("in_parts", in_parts)):
         ours, theirs = test(made), test(real)
         share = Share(int(ours.sum()), len(ours))
-        found[name] = Score(share.value, share.interval, float(theirs.float().mean()), f"share of {name} sounds")
+        said = f"share of {name} sounds" if name != "in_parts" else f"share with a pause of {_PAUSE:g} s or more inside"
+        found[name] = Score(share.value, share.interval, float(theirs.float().mean()), said)
     return found

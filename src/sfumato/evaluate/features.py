@@ -21,10 +21,10 @@ from sfumato.evaluate.kid import kid
 from sfumato.evaluate.prdc import prdc, prdc_intervals
 from sfumato.evaluate.scores import NEIGHBOURS, Score
 from sfumato.pipeline import Pipeline
+from sfumato.request import ASKED, as_arguments
 
 SAMPLES = 10_000  # by default, and at most where every item is compared with every other
 REAL = 50_000  # training items that a Frechet distance is measured to, at most
-_WORDS = {"caption": "prompt", "label": "label", "number": "number"}  # column of a batch -> argument of a pipeline
 
 OnWork = Callable[[str, int, int], None]  # (what of: "samples", "training items", "held-out items"; done; in all)
 
@@ -207,7 +207,7 @@ def draw(
             done += len(media)
             said("samples", done, n)
 
-    settings = {k: v for k, v in plan.settings.items() if k not in (*_WORDS.values(), "n", "seed", "guidance_scale")}
+    settings = {k: v for k, v in plan.settings.items() if k not in (*ASKED, "n", "seed", "guidance_scale")}
     scale = None if plan.guidance is None else (plan.guidance.scale if guidance is None else guidance)
     return Drawing(batches(), n, {"seed": seed, "asked_by": list(columns), "guidance_scale": scale, **settings})
 
@@ -223,4 +223,4 @@ def asked_by(train: Data, columns: Sequence[str], n: int, seed: int) -> dict[str
     listed = {column: found[column] for column in columns}
     if (captions := listed.get("caption")) is not None and not isinstance(captions, Tensor):
         listed["caption"] = list(map(literal, captions))  # words of data, in which no part is weighted
-    return {_WORDS[k]: v.tolist() if isinstance(v, Tensor) else list(v) for k, v in listed.items()}
+    return as_arguments(listed)

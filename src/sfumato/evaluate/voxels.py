@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.core.random import keys
-from sfumato.data import Data, Solids, shows
+from sfumato.core.random import keys, uniform
+from sfumato.data import Data, Pictured, shows
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import Share, accuracy
 from sfumato.evaluate.judge import Judge
@@ -19,6 +19,7 @@ from sfumato.evaluate.scores import Score, Scores
 from sfumato.evaluate.solid_sets import SetScores, chamfer_distance, overlap_distance, set_scores, surface_points
 from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
+from sfumato.request import as_arguments
 from sfumato.solid.faces import Surface
 from sfumato.solid.grid import component_sizes
 from sfumato.solid.smooth import smooth_surface
@@ -71,7 +72,7 @@ def voxel_scores(
     near_copies: share of samples nearer to a training model (1 - IoU, mirrored ones too) than 5% of held-out models are.
 
     guidance, steps: instead of the model's own settings. A function of its arguments. Cost on one core beside the samples,
-    109 held-out models of 32^3: half a minute.
+    109 held-out models of 32^3: twenty seconds.
     """
     if kind_of(data.info).kind != "voxels":
         raise UserError(f"voxel scores are for voxel models, and this data is '{data.info.kind}'; leave them out")
@@ -87,7 +88,7 @@ def voxel_scores(
     )
     samples = made.media
     found = _categories(judge, samples, held_out, each)
-    found |= _sets(samples[::each, 3] > 127, held_out.occupied, train.occupied, points, seed)
+    found |= _sets(samples[::each, 3] > 127, held_out.occupied, train.occupied, points, seed, pipeline.model.device)
     found |= _whole(samples[:, 3] > 127, held_out.occupied)
     found["near_copies"] = _copies(samples[:, 3] > 127, train.occupied, held_out.occupied)
     return Scores(found, len(samples), made.settings, samples)
@@ -95,7 +96,7 @@ def voxel_scores(
 
 def solid_scores(
     pipeline: Pipeline,
-    data: Solids,
+    data: Data,
     *,
     n: int = 200,
     seed: int = 0,
@@ -104,6 +105,7 @@ def solid_scores(
 ) -> Scores:
     """Ask for `n` captions of held-out combinations and `n` of the training part, and let a program read the samples.
 
+    data: `Solids`, or these `Pictured`: a model that is asked by pictures gets one of each, each from another side.
     prompt_accuracy, prompt_accuracy_seen: share of models that show their caption in every word, and nothing else; real: of
     the models that the captions belong to. single_component: share in one piece, of all samples. A function of its arguments.
     """
@@ -116,10 +118,15 @@ def solid_scores(
         count = min(n, len(split))
         if not count:
             raise UserError(f"the {part} part of the solids is empty; set count to 100 or more")
-        batch = split.fetch(np.arange(count) * len(split) // count)
+        views = uniform(keys(seed, f"view/{part}", np.arange(count))) if isinstance(data, Pictured) else None
+        batch = split.fetch(np.arange(count) * len(split) // count, views)
         captions = [str(text) for text in batch.conditions["caption"]]
+        if lacking := [column for column in _columns(pipeline) or ("caption",) if column not in batch.conditions]:
+            raise UserError(
+                f"the model is asked by {lacking[0]}, which this data has not; give the data it was trained on"
+            )
         made = pipeline(
-            captions,
+            **as_arguments({column: batch.conditions[column] for column in _columns(pipeline)}),
             seed=seed + number * n,
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -139,8 +146,10 @@ def solid_scores(
 
 def _asked(pipeline: Pipeline, held_out: Data, reals: _Reals) -> Mapping[str, Any]:
     """What each held-out model shows, in the words of the model."""
-    conditioner = pipeline.model.conditioner
-    columns = () if conditioner is None else conditioner.columns
+    columns = _columns(pipeline)
+    if set(columns) - {"caption", "label"}:  # pictures
+        found = held_out.columns(np.arange(len(held_out)))
+        return as_arguments({column: found[column] for column in columns})
     if "caption" in columns:
         captions = held_out.columns(np.arange(len(held_out))).get("caption")
         if captions is None or isinstance(captions, Tensor):
@@ -149,6 +158,11 @@ def _asked(pipeline: Pipeline, held_out: Data, reals: _Reals) -> Mapping[str, An
     if "label" in columns and reals.labels is not None:
         return {"label": reals.labels.tolist()}
     return {"n": len(held_out)}
+
+
+def _columns(pipeline: Pipeline) -> tuple[str, ...]:
+    """What the model is asked by."""
+    return () if pipeline.model.conditioner is None else pipeline.model.conditioner.columns
 
 
 def _categories(judge: Judge | None, samples: Tensor, held_out: _Reals, each: int) -> dict[str, Score]:
@@ -160,7 +174,10 @@ def _categories(judge: Judge | None, samples: Tensor, held_out: _Reals, each: in
     return {"category_accuracy": Score(right.value, right.interval, real.value, note)}
 
 
-def _sets(samples: Tensor, held_out: Tensor, train: Tensor, points: int, seed: int) -> dict[str, Score]:
+def _sets(
+    samples: Tensor, held_out: Tensor, train: Tensor, points: int, seed: int, device: torch.device
+) -> dict[str, Score]:
+    """The distances are measured on `device`."""
     n = len(held_out)
     if len(train) < n:
         raise UserError(f"{len(train)} training models are fewer than the {n} held-out ones; lower held_out")
@@ -168,10 +185,10 @@ def _sets(samples: Tensor, held_out: Tensor, train: Tensor, points: int, seed: i
     found: dict[str, Score] = {}
     for name, space in _NAMES.items():
         see, measure = _SPACES[name]
-        reference = see(held_out, points, seed)
+        reference = see(held_out, points, seed).to(device)
         among = measure(reference, reference)
         ours, *real = (
-            _against(see(grids, points, seed), reference, among, measure)
+            _against(see(grids, points, seed).to(device), reference, among, measure)
             for grids in (samples, *(train[draw] for draw in draws))
         )
         mean = {key: float(np.mean([getattr(one, key) for one in real])) for key in ("mmd", "cov", "nna")}

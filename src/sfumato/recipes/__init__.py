@@ -10,6 +10,7 @@ from sfumato.recipes.emoji import emoji
 from sfumato.recipes.image import image
 from sfumato.recipes.load import ALIASES, load_recipe, override_all, read_recipe
 from sfumato.recipes.oneshots import oneshots, sounds
+from sfumato.recipes.points import points
 from sfumato.recipes.shapes import shapes
 from sfumato.recipes.solids import solids
 from sfumato.recipes.speech import digits_speech
@@ -19,6 +20,6 @@ from sfumato.recipes.voxels import voxels
 __all__ = [
     "ALIASES", "AnyPrepared", "AutoencoderRecipe", "Prepared", "PreparedAutoencoder", "Recipe", "ae", "check_init",
     "cifar10", "clothing", "dials", "digits", "digits_speech", "emoji", "find_recipe", "image", "load_recipe",
-    "oneshots", "override_all", "prepare", "prepare_any", "read_recipe", "recipe", "recipes", "shapes", "slug",
+    "oneshots", "override_all", "points", "prepare", "prepare_any", "read_recipe", "recipe", "recipes", "shapes", "slug",
     "solids", "sounds", "start", "tones", "trainer", "voxels",
 ]  # fmt: skip

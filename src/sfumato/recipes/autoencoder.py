@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.codecs import Codec, Latent, load_weights
+from sfumato.codecs import Codec, Latent, Spectrogram, Waveform, load_weights
+from sfumato.core import DataInfo
 from sfumato.core.random import keys
 from sfumato.data import Data
 from sfumato.errors import UserError
@@ -27,7 +29,8 @@ from sfumato.train.autoencoder_hooks import autoencoder_hooks
 from sfumato.train.autoencoder_task import AutoencoderTask, Reconstruction
 
 _MEASURED, _FETCHED = 1024, 64
-_LEAST_LATENT = 4  # positions along a side that a default factor leaves
+_FRAMES = (0.0125, 0.025, 0.05)  # seconds, about, of the spectra that sounds are compared by
+_STFT = 0.3  # 1 drowns the error of the samples: a signal-to-noise ratio near 0, and spectra that are hardly better
 
 
 @final
@@ -146,7 +149,8 @@ def ae(
     data: a path or a name. size: xs, s, m or l (auto: xs on a CPU, m on a GPU). minutes: of training (15 and 30).
     factor: positions of an axis that become one. channels: of the latent (4 for factor 8, 3 for less, 32 for 32 and more).
     adversarial: of the critic, which begins after 200,000 samples; 0 for none.
-    codec: what the autoencoder works on (a spectrogram, say); by default the usual codec of the data.
+    codec: what the autoencoder works on (a spectrogram, say); by default the usual codec of the data. Sounds of
+    codec=waveform or spectrogram are also compared by their spectra (losses.stft=0.3).
     """
     info, device = data.build().info, _device()
     scale = _SCALES[("xs" if device == "cpu" else "m") if size == "auto" else size]
@@ -177,7 +181,7 @@ def ae(
         title=f"{title_of(data)}-ae",
         data=data,
         codec=Spec(Latent, autoencoder=network, inner=codec),
-        losses=Reconstruction(adversarial=adversarial, after=200_000 if adversarial else 0),
+        losses=_losses(info, inner, adversarial),
         train=Training(
             batch=batch,
             minutes=minutes if minutes is not None else (15.0 if device == "cpu" else 30.0),
@@ -186,3 +190,12 @@ def ae(
             drop=0.0,
         ),
     )
+
+
+def _losses(info: DataInfo, inner: Spec[Codec], adversarial: float) -> Reconstruction:
+    """What an autoencoder of such media is trained on."""
+    after = 200_000 if adversarial else 0
+    if inner.cls not in (Waveform, Spectrogram):
+        return Reconstruction(adversarial=adversarial, after=after)
+    windows = tuple(max(32, 2 ** round(math.log2(info.rate * seconds))) for seconds in _FRAMES)
+    return Reconstruction(adversarial=adversarial, after=after, stft=_STFT, windows=windows)

@@ -16,6 +16,7 @@ from sfumato.conditioners import Conditioner, Label, Number, Text, Together
 from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes, Network
 from sfumato.core.random import keys, uniform
 from sfumato.data import Data
+from sfumato.data.audio import SECONDS
 from sfumato.errors import UserError
 from sfumato.nn import MLP, UNet
 from sfumato.recipes.base import Recipe, recipe, slug
@@ -144,6 +145,9 @@ def _prompt_length(data: Data) -> int:
 def _ranges(data: Data, info: DataInfo) -> tuple[tuple[float, ...], tuple[float, ...]]:
     numbers = np.asarray(data.columns(_some(data))["number"], np.float64).reshape(-1, len(info.numbers))
     low, high = numbers.min(0), numbers.max(0)
+    if info.rate and SECONDS in info.numbers:  # of a sound, which a draw may make shorter or longer than any seen here
+        at = info.numbers.index(SECONDS)
+        low[at], high[at] = 0, np.float32(info.shape[-1] / info.rate)
     return tuple(low.tolist()), tuple(np.where(high > low, high, low + 1).tolist())
 
 

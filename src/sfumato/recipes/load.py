@@ -11,7 +11,7 @@ from sfumato.codecs import Codec, open_codec
 from sfumato.data import Data, open_data
 from sfumato.errors import UserError, did_you_mean
 from sfumato.recipes.base import Recipe, dials, find_recipe, recipes
-from sfumato.spec import Marks, Spec, check_arguments, parameters, parse, read_yaml
+from sfumato.spec import Marks, Spec, check_arguments, parameters, parse, read_yaml, typed
 
 ALIASES = {
     "steps": "sampling.steps",
@@ -125,8 +125,10 @@ def _get(spec: Spec[Any], first: str, second: str) -> Any:
 
 
 def _data(text: Any, marks: Marks | None = None) -> Any:
+    """A path or a name, or `{type: NAME, setting: value}` for a set made of another one."""
+    text = typed(text)
     if not isinstance(text, str):
-        return text
+        return text if isinstance(text, Spec) else parse(Data, text, path="data")
     try:
         return open_data(text)
     except UserError as error:
@@ -136,7 +138,8 @@ def _data(text: Any, marks: Marks | None = None) -> Any:
 
 def _codec(text: Any) -> Spec[Codec] | Any:
     """A codec's name, or the folder of an autoencoder; `none` and mappings are read as other settings are."""
-    return text if not isinstance(text, str) or text.lower() in ("none", "null") or "{" in text else open_codec(text)
+    text = typed(text)
+    return text if not isinstance(text, str) or text.lower() in ("none", "null") else open_codec(text)
 
 
 def _data_settings(data: Spec[Data], asked: dict[str, str], taken: Container[str]) -> Spec[Data]:

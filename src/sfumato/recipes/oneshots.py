@@ -6,8 +6,9 @@ import math
 from typing import Literal
 
 from sfumato.codecs import Codec, Mel
+from sfumato.conditioners import Reference
 from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes
-from sfumato.data import Clips, Data
+from sfumato.data import Clips, Data, Referenced
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
@@ -35,18 +36,24 @@ def sounds(
     size: Size = "auto",
     vocoder: str | None = None,
     codec: Spec[Codec] | None = None,
+    condition: Literal["auto", "reference"] = "auto",
 ) -> Spec[Recipe]:
     """Sounds of any rate, mono or stereo, asked by what the data has: captions, labels, and their own length.
 
     data: a folder of WAV, FLAC, OGG or MP3 files, or an .npz of clips. minutes: of training (15 on a CPU, 10 on a GPU).
     size: xs, s or m, the width of the network (auto: xs on a CPU, s on a GPU). vocoder: folder of a trained vocoder for the
     recipe's mel bands; none: Griffin-Lim. codec: `codec=RUN` of a trained autoencoder, or any other in place of mel bands.
+    condition: reference asks by a clip of the same class.
     """
-    if "timing" in parameters(data.cls) and "timing" not in data.settings:
+    referenced = condition == "reference"
+    if not referenced and "timing" in parameters(data.cls) and "timing" not in data.settings:
         data = data.with_(timing=True)
     opened = data.build()
     if opened.info.kind != "audio":
         raise UserError(f"recipe 'sounds' is for sounds, and this is '{data.cls.kind}'; use recipe 'image'")
+    title = title_of(data)
+    if referenced:
+        data = Spec(Referenced, data=data)
     device = choose_device("auto").type
     chosen = size if size != "auto" else ("xs" if device == "cpu" else "s")
     width, lr, positions = _SCALES[chosen]
@@ -56,11 +63,11 @@ def sounds(
     few = len(opened) < 2000
     return Spec(
         Recipe,
-        title=title_of(data),
+        title=title,
         data=data,
         codec=made,
         network=Spec(UNet, width=width, mults=(1, *(2,) * (levels - 1)), blocks=1, dropout=0.1 if few else 0.0),
-        conditioner=conditioner_for(opened, width),
+        conditioner=Spec(Reference, width=2 * width) if referenced else conditioner_for(opened, width),
         objective=DenoisingLoss(times=LogitNormalTimes()),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(

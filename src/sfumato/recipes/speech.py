@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from sfumato.codecs import Codec, Mel, Vocoder, Vocos
-from sfumato.conditioners import Text
+from sfumato.conditioners import Conditioner, Reference, Text, Together
 from sfumato.core import DenoisingLoss, LogitNormalTimes
-from sfumato.data import Clips, Data
+from sfumato.data import Clips, Data, Referenced
 from sfumato.data.digits import WORDS
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
@@ -36,21 +36,29 @@ def digits_speech(
     samples: int | None = None,
     size: Size = "s",
     vocoder: str | None = None,
+    condition: Literal["words", "reference"] = "words",
 ) -> Spec[Recipe]:
     """A word and a speaker asked for in words: "theo says seven". One second at 8 kHz, through 64 mel bands.
 
     data: an .npz of clips with the columns `labels` (0-9) and `speakers`, as made from the Free Spoken Digit Dataset;
     any other `clips` with captions of its own. minutes or samples: of training (4 minutes). size: xs for two CPU cores,
-    s for a GPU. vocoder: folder of a trained vocoder; none: Griffin-Lim.
+    s for a GPU. vocoder: folder of a trained vocoder; none: Griffin-Lim. condition: reference takes the speaker out of the
+    words, and asks for "seven" in the voice of a clip.
     """
     width, mults, batch, lr = _SIZES[size]
+    clips = spoken(data)
+    asked: Spec[Conditioner] = Spec(Text, width=64, depth=1, heads=4, length=48, buckets=512)
+    if condition == "reference":
+        own = clips if "captions" in data.settings else clips.with_(captions=("{labels}",))
+        clips = Spec(Referenced, data=own, by="speakers")
+        asked = Spec(Together, first=asked, second=Spec(Reference, width=64, depth=1))
     return Spec(
         Recipe,
         title="speech",
-        data=spoken(data),
+        data=clips,
         codec=mel_codec(vocoder),
         network=Spec(UNet, width=width, mults=mults, blocks=1, attention=(1, 2), dropout=0.1),
-        conditioner=Spec(Text, width=64, depth=1, heads=4, length=48, buckets=512),
+        conditioner=asked,
         objective=DenoisingLoss(times=LogitNormalTimes()),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(

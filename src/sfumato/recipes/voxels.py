@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from sfumato.codecs import Voxels as VoxelCodec
-from sfumato.conditioners import Conditioner, Label, Text
+from sfumato.conditioners import Conditioner, Label, Picture, Text
 from sfumato.core import X0, DenoisingLoss, LogisticGrid, LogitNormalTimes, Network
-from sfumato.data import Data
+from sfumato.data import Data, Pictured
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import DiT, UNet
@@ -25,20 +25,26 @@ _LONGEST = 96  # bytes of a prompt
 
 @recipe("voxels")
 def voxels(
-    *, data: Spec[Data], minutes: float = 5.0, size: Size = "m", network: Literal["unet", "dit"] = "unet"
+    *,
+    data: Spec[Data],
+    minutes: float = 5.0,
+    size: Size = "m",
+    network: Literal["unet", "dit"] = "unet",
+    condition: Literal["auto", "picture"] = "auto",
 ) -> Spec[Recipe]:
     """Voxel models asked for in words ("a pine tree"), or by class where there are no captions. U-Net or transformer.
 
     data: an .npz, or a folder of .vox files or meshes. minutes: of training, made for one GPU. size: m is the model that
     ships, 4.7 million parameters; s and xs are to try things out on a CPU. network: a U-Net of cells folded 2^3 into channels
-    (one of 64^3: 4^3), or a transformer over patches of 4^3 cells.
+    (one of 64^3: 4^3), or a transformer over patches of 4^3 cells. condition: auto is words or classes; picture is one
+    picture, taken from any side.
     """
     info = data.build().info
     if info.kind != "voxels":
         raise UserError(
             f"recipe 'voxels' is for voxel models, not {info.kind} data of {info.shape}; use recipe 'image'"
         )
-    width, text, rows = _SIZES[size]
+    title, (width, text, rows) = title_of(data), _SIZES[size]
     side = info.shape[1]
     fold = max(1, side // _FOLDED) if side % _FOLDED == 0 else 1
     net: Spec[Network] = Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=(1,), dropout=0.1)
@@ -48,13 +54,17 @@ def voxels(
         net = Spec(DiT, width=4 * width, depth=6, heads=heads, patch=max(2, side // 8), dropout=0.1)
         codec = Spec(VoxelCodec)
     conditioner: Spec[Conditioner] | None = None
-    if info.captions:
+    if condition == "picture":
+        data = Spec(Pictured, data=data)
+        pixels, patch = (64, 8) if size == "m" else (32, 4)
+        conditioner = Spec(Picture, size=pixels, patch=patch, crop=True, width=text)
+    elif info.captions:
         conditioner = Spec(Text, width=text, depth=1, heads=4, length=_LONGEST, buckets=rows)
     elif len(info.labels) > 1:
         conditioner = Spec(Label, width=text)
     return Spec(
         Recipe,
-        title=title_of(data),
+        title=title,
         data=data,
         network=net,
         codec=codec,

@@ -8,6 +8,7 @@ method of triangulating equi-valued surfaces by using tetrahedral cells", 1991.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations, permutations
 
 import numpy as np
@@ -22,6 +23,7 @@ _LEAST = 0.12  # of every cell's distance, by which the surface stays off cell c
 _TETRAHEDRA = [
     np.cumsum(np.eye(3, dtype=int)[[0, *order]], 0) - np.eye(3, dtype=int)[0] for order in permutations(range(3))
 ]
+_Case = tuple[list[int], list[int], list[list[tuple[int, int]]]]  # corners inside, corners outside, triangles
 
 
 def smooth_surface(voxels: NDArray[np.uint8]) -> Surface:
@@ -64,23 +66,33 @@ def _triangles(field: Float) -> tuple[Int, Int]:
     whole = np.stack([flat[base + o @ strides] for o in _cube()]).sum(0)
     base = base[(whole > 0) & (whole < 8)]
     ins, outs = [], []
-    for corners in _TETRAHEDRA:
+    for corners, cases in _cases():
         at = base[:, None] + corners @ strides  # (N, 4)
         sign = flat[at]
-        for count in (1, 2, 3):
-            for inside in combinations(range(4), count):
-                outside = [c for c in range(4) if c not in inside]
-                here = at[(sign[:, inside].all(1)) & (~sign[:, outside].any(1))]
-                if not len(here):
-                    continue
-                for triangle in _pattern(corners, inside, outside):
-                    ins.append(here[:, [i for i, _ in triangle]])
-                    outs.append(here[:, [o for _, o in triangle]])
+        for inside, outside, triangles in cases:
+            here = at[(sign[:, inside].all(1)) & (~sign[:, outside].any(1))]
+            for triangle in triangles if len(here) else ():
+                ins.append(here[:, [i for i, _ in triangle]])
+                outs.append(here[:, [o for _, o in triangle]])
     if not ins:
         return np.zeros((2, 0), np.int64), np.zeros((0, 3), np.int64)
     one, two = np.concatenate(ins), np.concatenate(outs)
     keys = np.minimum(one, two) * field.size + np.maximum(one, two)
     return np.stack([one.reshape(-1), two.reshape(-1)]), keys
+
+
+@cache
+def _cases() -> list[tuple[Int, list[_Case]]]:
+    """The corners of each tetrahedron, and which of them may be inside, with the triangles that this gives."""
+    made = []
+    for corners in _TETRAHEDRA:
+        cases: list[_Case] = []
+        for count in (1, 2, 3):
+            for inside in combinations(range(4), count):
+                outside = [c for c in range(4) if c not in inside]
+                cases.append((list(inside), outside, _pattern(corners, inside, outside)))
+        made.append((corners, cases))
+    return made
 
 
 def _pattern(corners: Int, inside: tuple[int, ...], outside: list[int]) -> list[list[tuple[int, int]]]:

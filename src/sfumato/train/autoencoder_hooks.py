@@ -38,7 +38,7 @@ def reconstructed(codec: Latent, media_: Tensor) -> Tensor:
     """media through the latent and back."""
     device = codec.whitening.mean.device
     h = codec.encode(media_.to(device))
-    return codec.inner.decode(codec.net.decode(h)).cpu()
+    return codec.media(codec.net.decode(h)).cpu()
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.codecs import Latent
+from sfumato.codecs import Latent, Spectrogram, Waveform
 from sfumato.core import Batch, Draws, Loss, Planned, on_device
 from sfumato.core.random import training_noise
 from sfumato.errors import UserError
 from sfumato.evaluate.perceptual import Perceptual
 from sfumato.nn.discriminator import Critic, adaptive_weight, hinge, unlearning
 from sfumato.registry import Registered
+from sfumato.sound import SpectralDistance
 from sfumato.spec import as_spec
 from sfumato.train.task import Task
 
@@ -29,10 +30,12 @@ _SCALES = (0.5, 0.75)  # of the latent's sides, for equivariance
 class Reconstruction(Registered, family="reconstruction", name="reconstruction"):
     """What an autoencoder is trained on, besides the penalty of its bottleneck:
 
-        |x' - x|_p + perceptual_weight d(x', x) + adversarial lambda mean(-D(x'))
+        |x' - x|_p + perceptual_weight d(x', x) + stft s(x', x) + adversarial lambda mean(-D(x'))
 
     norm: p, l1 or l2. perceptual: whose features d is measured in, the folder of a judge, `vgg:FILE` or `lpips:FILE,FILE`;
-    none for no such term. adversarial: of the critic D, 0 for none; lambda makes both gradients in the last layer
+    none for no such term. stft: of s, the distance of the spectra of sounds (`sound.SpectralDistance`: spectral convergence
+    and log magnitudes), with `windows` samples a frame, one number for each resolution; 0 for no such term, the only choice
+    where the field holds no samples. adversarial: of the critic D, 0 for none; lambda makes both gradients in the last layer
     equally long (Esser et al. 2021, eq. 7). after: samples seen before the critic begins, which then also learns.
     equivariance: share of batches in which the latent is turned and made smaller and must decode to the picture so treated
     (Kouzelis et al., "EQ-VAE", 2025, section 3.2): a smoother latent, easier for a diffusion model.
@@ -41,16 +44,20 @@ class Reconstruction(Registered, family="reconstruction", name="reconstruction")
     norm: Literal["l1", "l2"] = "l1"
     perceptual: str | None = None
     perceptual_weight: float = 0.5
+    stft: float = 0.0
+    windows: tuple[int, ...] = (256, 512, 1024)
     adversarial: float = 0.0
     after: int = 0
     equivariance: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "adversarial", "after"):
+        for name in ("perceptual_weight", "stft", "adversarial", "after"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"losses.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 <= self.equivariance <= 1:
             raise UserError(f"losses.equivariance = {self.equivariance}: is a share of the batches, 0 to 1")
+        if not self.windows:
+            raise UserError("losses.windows is empty: give samples a frame, such as 256,512,1024")
 
 
 @final
@@ -74,7 +81,13 @@ class AutoencoderTask(Task):
             )
         if perceptual is not None and not (codec.bytes and len(codec.inner.shape) == 3):
             raise UserError("losses.perceptual: is for pictures, and this data has none; leave it unset")
+        if losses.stft and not isinstance(codec.inner, Waveform | Spectrogram):
+            raise UserError(
+                f"losses.stft = {losses.stft:g}: compares spectra of sounds, and codec={codec.inner.kind} makes no samples "
+                "to compare; set losses.stft=0"
+            )
         self.model, self.losses, self.critic, self.perceptual = codec, losses, critic, perceptual
+        self.spectra = SpectralDistance(losses.windows) if losses.stft else None
         codec.inner.requires_grad_(False)
 
     @property
@@ -126,6 +139,9 @@ class AutoencoderTask(Task):
         if self.perceptual is not None:
             near = self.perceptual(_shown(made), _shown(x))
             direct = direct + losses.perceptual_weight * near.mean()
+        if self.spectra is not None:
+            far = self.spectra(codec.inner.decode(x), codec.inner.decode(made))
+            direct = direct + losses.stft * far.mean()
         value = direct + penalty.mean()
         if self.critic is None or "critic" not in planned:
             return value, each.detach()

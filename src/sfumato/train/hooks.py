@@ -13,13 +13,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from sfumato import media
-from sfumato.core import Batch, SampleNoise
+from sfumato.core import Batch, DataInfo, SampleNoise
 from sfumato.data import Data
 from sfumato.errors import SfumatoError, UserError
 from sfumato.evaluate.heldout import held_out_loss
 from sfumato.kinds import kind_of
 from sfumato.model import Model, ModelSpec
 from sfumato.pipeline import Pipeline, Sampling
+from sfumato.request import as_arguments
 from sfumato.samplers import start
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.report import VIEW, write_report
@@ -64,21 +65,39 @@ class Asked:
 
     @classmethod
     def of(cls, data: Data, spec: ModelSpec, most: int = _PICTURES) -> Asked:
-        """One of each class, the first captions (or numbers) of the held-out data, or just `most` samples."""
-        columns = () if spec.conditioner is None else spec.conditioner.cls.columns
+        """One of each class, the first captions (or numbers) of the held-out data, or just `most` samples; what a model of
+        several columns, or of media, is asked by is that of held-out items."""
+        columns = () if spec.conditioner is None else spec.conditioner.cls.reads(spec.conditioner.settings)
         info = spec.info
         shown = data.split("held_out")
         shown = shown if len(shown) else data.split("train")
-        if "caption" in columns and info.captions:
+        if columns == ("caption",) and info.captions:
             captions = _distinct(_spread(shown, 8 * most).conditions["caption"], most)
             return cls({"prompt": captions}, captions)
-        if "label" in columns and info.labels:
+        if columns == ("label",) and info.labels:
             names = list(info.labels)[:most]
             return cls({"label": list(range(len(names)))}, names)
-        if "number" in columns and info.numbers:
+        if columns == ("number",) and info.numbers:
             rows = np.asarray(_spread(shown, most).conditions["number"]).reshape(-1, len(info.numbers)).tolist()
             return cls({"number": rows}, [", ".join(f"{value:g}" for value in row) for row in rows])
-        return cls({"n": most}, [f"seed {i}" for i in range(most)])
+        if not columns:
+            return cls({"n": most}, [f"seed {i}" for i in range(most)])
+        return cls._like(_spread(shown, most), columns, info)
+
+    @classmethod
+    def _like(cls, batch: Batch, columns: Sequence[str], info: DataInfo) -> Asked:
+        """What items are asked by."""
+        found = batch.conditions
+        if lacking := [column for column in columns if column not in found]:
+            raise UserError(
+                f"conditioner: reads '{lacking[0]}', which this data has not; choose another conditioner or data"
+            )
+        words = [""] * len(batch)
+        if "caption" in found:
+            words = [str(caption) for caption in found["caption"]]
+        elif "label" in found and info.labels:
+            words = [info.labels[int(label)] for label in found["label"]]
+        return cls(as_arguments({column: found[column] for column in columns}), words)
 
 
 def _spread(data: Data, most: int) -> Batch:
@@ -115,7 +134,8 @@ class Pictures(Hook):
         kind, info = kind_of(made.info), made.info
         sheet = kind.sheet(list(made.media), info, wide, self.asked.words)
         text = {"step": str(moment.step), "samples": str(moment.samples), "settings": repr(made.settings)}
-        asked = {"request": dict(self.asked.request), "words": list(self.asked.words)}
+        plain = {key: value for key, value in self.asked.request.items() if key != "given"}
+        asked = {"request": plain, "words": list(self.asked.words)}
         moment.run.write("samples/asked.json", asked)
         view = kind.viewer(list(made.media[:_VIEWED]), info, self.asked.words[:_VIEWED])
         if view:
@@ -133,7 +153,7 @@ class _Strip:
         wanted = (
             np.linspace(0, steps, min(_STRIP, steps + 1)).round().astype(int) - 1
         )  # -1 is the noise before all steps
-        self._model = model
+        self._model, self._pipeline = model, pipeline
         self._wanted = set(wanted.tolist())
         one = torch.ones(1, dtype=torch.float64)
         noise = SampleNoise((0,)).prior(model.codec.shape, device=model.device)
@@ -147,7 +167,9 @@ class _Strip:
     def picture(self, asked: Asked) -> Image:
         """Two rows: x_t scaled to the deviation of data, and what the model takes it for."""
         model, process = self._model, self._model.denoiser.process
-        cond = model.condition(_columns(asked)) if model.conditioner is not None else None
+        cond = None
+        if model.conditioner is not None:
+            cond = model.condition(self._pipeline.plan(**asked.request).request.take([0]).columns)
         noisy, clean, words = [], [], []
         for t, x in self._seen.values():
             time = torch.full((1,), t, dtype=torch.float64)
@@ -161,15 +183,6 @@ class _Strip:
     def _picture(self, x0: Tensor) -> Image:
         info = self._model.info
         return kind_of(info).picture(self._model.codec.decode(x0).cpu()[0], info)
-
-
-def _columns(asked: Asked) -> dict[str, Any]:
-    """The first request as columns of a batch of one."""
-    if "prompt" in asked.request:
-        return {"caption": [asked.request["prompt"][0]]}
-    if "label" in asked.request:
-        return {"label": torch.tensor(asked.request["label"][:1])}
-    return {"number": torch.tensor(asked.request["number"][:1], dtype=torch.float32)}
 
 
 @final

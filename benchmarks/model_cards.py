@@ -1,10 +1,12 @@
 """The cards of the speech and voxel models that ship, written from what `sfumato eval` found.
 
     sfumato eval speech data=fsdd.npz --json > speech-eval.json
-    python -m benchmarks.model_cards FOLDER speech-eval.json
+    python -m benchmarks.model_cards FOLDER speech-eval.json [--results speech.json] [--beside metrics.json ...]
 
 FOLDER is the model folder: its README.md is written again and its manifest made new; the rest stays. `settled` makes such a
-folder of one that a training has saved. Whether the card is of speech or voxels is what the model makes.
+folder of one that a training has saved. Whether the card is of speech or voxels is what the model makes. --results keeps the
+scores with the record of the training, and with what is in the files --beside: the `metrics.json` of the training, what
+`benchmarks.speech_clips` measured.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks._table import machine, versions
 from sfumato.evaluate.judge import Judge
 from sfumato.files import replacing_folder
 from sfumato.modelfolder import CARD, CONFIG, WEIGHTS, read_config
@@ -235,8 +238,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("scores", type=Path)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--beside", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
-    write_card(asked.folder, json.loads(asked.scores.read_text(encoding="utf-8")))
+    found = json.loads(asked.scores.read_text(encoding="utf-8"))
+    write_card(asked.folder, found)
+    if asked.results is not None:
+        beside = [json.loads(file.read_text(encoding="utf-8")) for file in asked.beside]
+        kept = {key: value for content in beside for key, value in content.items() if key not in ("settings", "recipe")}
+        found |= {"run": asked.folder.name, "scored_on": {**machine(), **versions()}}
+        found["settings"]["data"]["path"] = Path(found["settings"]["data"]["path"]).name
+        content = {asked.folder.name: found, "trained": read_config(asked.folder)["trained"], **kept}
+        asked.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

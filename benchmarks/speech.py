@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks._table import machine, versions
@@ -134,7 +135,7 @@ def main() -> None:
     _packed(out / "model.tar", ships)
     report["bytes"] = sum(file.stat().st_size for file in ships.iterdir() if file.is_file())
     say(f"as it ships, {report['bytes'] / 2**20:.2f} MiB, other seeds: " + _short(report["as_shipped"]))
-    _sheet(pipeline, data, out)
+    _shown(pipeline, data, out)
     report["wall_seconds"] = round(time.monotonic() - began, 1)
     (out / "metrics.json").write_text(json.dumps(report, indent=1, default=str))
     say(f"done in {report['wall_seconds']} s, guidance {best:g}")
@@ -203,28 +204,33 @@ def _packed(file: Path, folder: Path) -> None:
             tar.add(folder, arcname=folder.name)
 
 
-def _sheet(pipeline: Pipeline, data: Sounds, out: Path) -> None:
-    """A sample of every speaker and digit above a real recording of the same, and a page that plays them."""
-    speakers, digits = target(data, "speakers"), target(data, "label")
-    held = np.flatnonzero(data.held_out_mask())
-    prompts = [f"speaker {name} says {word}" for name in speakers.classes for word in WORDS]
-    made = pipeline(prompts, seed=7, output_type="pt").media
-    real: list[Tensor] = []
-    for s in range(len(speakers.classes)):
-        for d in range(len(WORDS)):
-            index = next(i for i in held if speakers.values[i] == s and digits.values[i] == d)
-            real.append(data.fetch([index]).media[0])
-    rows, words = [], []
-    for s in range(len(speakers.classes)):
-        here = slice(s * len(WORDS), (s + 1) * len(WORDS))
-        rows += [*made[here], *real[here]]
-        words += [*(p.removeprefix("speaker ") for p in prompts[here]), *["real"] * len(WORDS)]
-    kind = kind_of(data.info)
-    media.save_png(kind.sheet(rows, data.info, len(WORDS), words), out / "spectrograms.png")
-    page = kind.viewer(list(made), data.info, prompts)
+def _shown(pipeline: Pipeline, data: Sounds, out: Path) -> None:
+    """spectrograms.png, and player.html, a page that plays the samples."""
+    prompts, made = asked_for_all(pipeline, data)
+    media.save_png(spectrograms(prompts, made, data), out / "spectrograms.png")
+    page = kind_of(data.info).viewer(list(made), data.info, prompts)
     (out / "player.html").write_text(
         f"<!DOCTYPE html><meta charset=utf-8><title>speech</title>{page}", encoding="utf-8"
     )
+
+
+def asked_for_all(pipeline: Pipeline, data: Sounds) -> tuple[list[str], Tensor]:
+    """A sample of every speaker and digit: prompts and sounds (60, 1, T), speaker by speaker."""
+    prompts = [f"speaker {name} says {word}" for name in target(data, "speakers").classes for word in WORDS]
+    return prompts, pipeline(prompts, seed=7, output_type="pt").media
+
+
+def spectrograms(prompts: list[str], made: Tensor, data: Sounds) -> Image.Image:
+    """Each of these samples above a held-out recording of the same, a line a speaker."""
+    speakers, digits = target(data, "speakers").values, target(data, "label").values
+    held = np.flatnonzero(data.held_out_mask())
+    rows, words = [], []
+    for s in range(len(prompts) // len(WORDS)):
+        here = slice(s * len(WORDS), (s + 1) * len(WORDS))
+        index = [next(i for i in held if speakers[i] == s and digits[i] == d) for d in range(len(WORDS))]
+        rows += [*made[here], *data.fetch(index).media]
+        words += [*(p.removeprefix("speaker ") for p in prompts[here]), *["real"] * len(WORDS)]
+    return kind_of(data.info).sheet(rows, data.info, len(WORDS), words)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Clips of the speech model described by measures that need no ear, beside real recordings of the same words and voices.
 
-    python -m benchmarks.speech_clips --data fsdd.npz [--model speech] [--seed 0] [--picture speech.png] [--json FILE]
+    python -m benchmarks.speech_clips --data fsdd.npz [--model speech] [--seed 0] [--picture clips.png] [--all all.png]
+                                      [--json FILE]
 
 One sample of each of five prompts, none chosen by its looks. Of each: seconds of sound and where it begins, sounding parts (a
 pause of 0.15 s parts them), pitch (median and 10 to 90% of the voiced frames, in Hz), share of voiced frames, peak in dB of
 full scale, and what the judges beside the model hear. Real: the median and the 5 to 95% range of the same measures over all
-recordings of that voice and word. The picture has the spectrograms: samples above, a held-out recording of each below.
+recordings of that voice and word. The pictures have spectrograms, samples above, a held-out recording of each below: of the
+five, and of all six voices and ten words.
 Also how far held-out recordings are from themselves after each codec and back: signal to noise, mean difference of log-mel
 magnitudes (both dB), distance of spectra at five resolutions.
 """
@@ -22,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.speech import asked_for_all, spectrograms
 from sfumato.codecs import Mel, Spectrogram, Waveform
 from sfumato.data import Sounds, open_data
 from sfumato.evaluate.audio import log_mel_distance, parts, signal_to_noise, stft_distance, target
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--model", default="speech")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--all", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     data = spoken(open_data(asked.data)).build()
@@ -153,6 +157,8 @@ def main() -> None:
     if asked.picture is not None:
         sheet = kind_of(data.info).sheet([*made, *real], data.info, len(PROMPTS), [*PROMPTS, *["real"] * len(real)])
         sheet.quantize(128).save(asked.picture, optimize=True)
+    if asked.all is not None:
+        spectrograms(*asked_for_all(pipeline, data), data).quantize(32).save(asked.all, optimize=True)
     if asked.json is not None:
         content = {"clips": rows, "codecs": codecs}
         asked.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

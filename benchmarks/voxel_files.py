@@ -1,0 +1,98 @@
+"""Files of the voxel model opened by trimesh, and pictures of what it makes.
+
+    python -m benchmarks.voxel_files --data voxels32.npz [--model voxels] [--n 109] [--picture voxels.png] [--turn turned.png]
+                                     [--json FILE]
+
+A sample of each of the first n held-out captions is written as GLB, OBJ, PLY and STL with each of the three surfaces, and
+opened again: how many open, and how many are watertight as they are loaded (`cubes` as GLB after its corners are merged). The
+picture has twelve of the captions: the held-out model above, two samples below. --turn: prompts of no data set, from four sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.voxels import PROMPTS
+from sfumato.data import Voxels
+from sfumato.kinds import kind_of
+from sfumato.pipeline import Pipeline
+from sfumato.solid import mesh
+from sfumato.solid.render import turntable
+
+SHOWN = 12
+
+
+def opened(media: Tensor, pipeline: Pipeline) -> dict[str, dict[str, int]]:
+    """By surface and suffix: files that trimesh opens, and those that are watertight."""
+    import trimesh
+
+    kind, info = kind_of(pipeline.model.info), pipeline.model.info
+    found = {}
+    for surface in mesh.SURFACES:
+        for suffix in mesh.SUFFIXES:
+            there = {"files": len(media), "open": 0, "watertight": 0}
+            for item in media:
+                raw = kind.encode(item, info, suffix, options={"surface": surface})
+                loaded: Any = trimesh.load(io.BytesIO(raw), file_type=suffix[1:], force="mesh")
+                if surface == "cubes" and suffix == ".glb":
+                    loaded.merge_vertices(merge_tex=True, merge_norm=True)
+                there["open"] += len(loaded.faces) > 0
+                there["watertight"] += bool(loaded.is_watertight)
+            found[f"{surface} {suffix[1:]}"] = there
+            print(surface, suffix, there, flush=True)
+    return found
+
+
+def turned(pipeline: Pipeline) -> Image.Image:
+    """A turntable a prompt, two columns of them."""
+    made = pipeline(list(PROMPTS), seed=3, output_type="pt").media
+    strips = [turntable(item.numpy()) for item in made]
+    wide, high = strips[0].size
+    sheet = Image.new("RGB", (2 * wide, high * -(-len(strips) // 2)), "white")
+    for i, strip in enumerate(strips):
+        sheet.paste(strip, (i % 2 * wide, i // 2 * high))
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default="voxels")
+    parser.add_argument("--n", type=int, default=109)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--turn", type=Path)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    pipeline, held_out = Pipeline.load(asked.model), Voxels(path=asked.data).split("held_out")
+    count = min(asked.n, len(held_out))
+    real = held_out.fetch(np.arange(count))
+    captions = [str(text) for text in real.conditions["caption"]]
+    if asked.turn is not None:
+        turned(pipeline).quantize(128).save(asked.turn, optimize=True)
+    if asked.picture is not None:
+        rows = np.arange(SHOWN) * count // SHOWN
+        asked_for = [captions[i] for i in rows]
+        made = pipeline(asked_for, n=2, seed=7, output_type="pt").media
+        words = [*asked_for, *[""] * (2 * len(rows))]
+        items = [*real.media[rows], *made[::2], *made[1::2]]
+        sheet = kind_of(pipeline.model.info).sheet(items, pipeline.model.info, len(rows) // 2 * 2, words)
+        sheet.quantize(128).save(asked.picture, optimize=True)
+    if asked.n:
+        samples = pipeline(captions, seed=0, batch_size=4, output_type="pt").media
+        found = opened(samples, pipeline)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps({"files": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -5,7 +5,7 @@
 
 A sample of each of the first n held-out captions is written as GLB, OBJ, PLY and STL with each of the three surfaces, and
 opened again: how many open, and how many are watertight as they are loaded (`cubes` as GLB after its corners are merged). The
-picture has twelve of the captions: the held-out model above, two samples below. --turn: prompts of no data set, from four sides.
+picture has twelve of the captions: the held-out model above, two samples below. --turn has prompts of our own, turned.
 """
 
 from __future__ import annotations
@@ -63,6 +63,18 @@ def turned(pipeline: Pipeline) -> Image.Image:
     return sheet
 
 
+def beside(pipeline: Pipeline, real: Tensor, captions: list[str]) -> Image.Image:
+    """Twelve of the held-out models, six a line, and below each two samples of its caption."""
+    chosen = np.arange(SHOWN) * len(real) // SHOWN
+    asked_for = [captions[i] for i in chosen]
+    made = pipeline(asked_for, n=2, seed=7, output_type="pt").media
+    items, words = [], []
+    for line in (slice(0, SHOWN // 2), slice(SHOWN // 2, SHOWN)):
+        items += [*real[chosen[line]], *made[::2][line], *made[1::2][line]]
+        words += [*asked_for[line], *[""] * SHOWN]
+    return kind_of(pipeline.model.info).sheet(items, pipeline.model.info, SHOWN // 2, words)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -79,13 +91,7 @@ def main() -> None:
     if asked.turn is not None:
         turned(pipeline).quantize(128).save(asked.turn, optimize=True)
     if asked.picture is not None:
-        rows = np.arange(SHOWN) * count // SHOWN
-        asked_for = [captions[i] for i in rows]
-        made = pipeline(asked_for, n=2, seed=7, output_type="pt").media
-        words = [*asked_for, *[""] * (2 * len(rows))]
-        items = [*real.media[rows], *made[::2], *made[1::2]]
-        sheet = kind_of(pipeline.model.info).sheet(items, pipeline.model.info, len(rows) // 2 * 2, words)
-        sheet.quantize(128).save(asked.picture, optimize=True)
+        beside(pipeline, real.media, captions).quantize(128).save(asked.picture, optimize=True)
     if asked.n:
         samples = pipeline(captions, seed=0, batch_size=4, output_type="pt").media
         found = opened(samples, pipeline)

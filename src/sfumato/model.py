@@ -12,7 +12,7 @@ from torch import nn
 
 from sfumato.codecs import Codec
 from sfumato.conditioners import Conditioner
-from sfumato.core import Column, Cond, CondShape, DataInfo, NetDenoiser, Network, Parameterization, Process
+from sfumato.core import Column, Cond, CondShape, DataInfo, NetDenoiser, Network, Parameterization, Process, on_device
 from sfumato.spec import Marks, Spec, parse
 
 
@@ -37,7 +37,7 @@ class Model(nn.Module):
         if self.conditioner is None:
             return None
         prepared = self.conditioner.prepare(conditions)
-        cond: Cond = self.conditioner({k: v.to(self.device, non_blocking=True) for k, v in prepared.items()})
+        cond: Cond = self.conditioner({k: on_device(v, self.device) for k, v in prepared.items()})
         return cond
 
 

@@ -65,6 +65,13 @@ def test_twenty_steps_are_the_same_on_any_number_of_processes(
     assert _losses(tmp_path) == pytest.approx(alone[1], rel=1e-5)
 
 
+def test_a_transformer_is_gathered_by_its_blocks_and_the_rest_of_it(tmp_path: Path) -> None:
+    task = {"blocks": 3}
+    alone = _train(tmp_path / "alone", 1, task=task)
+    found = _train(tmp_path / "divided", 2, task=task, parallel="fsdp")
+    assert _apart(found["weights"], alone["weights"]) < 1e-5
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_that_was_asked_to_stop_goes_on_on_another_number_of_processes(
     tmp_path: Path, alone: tuple[dict[str, Tensor], list[float]], parallel: str

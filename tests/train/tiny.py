@@ -24,6 +24,7 @@ from sfumato.core import (
 )
 from sfumato.data import Data
 from sfumato.model import Model
+from sfumato.nn import DiT
 from sfumato.train import DiffusionTask, Hook, Run, Silent, Trainer, Training
 
 
@@ -86,10 +87,13 @@ class TinyData(Data, name="tiny-for-tests"):
         return f"{self.x.astype(np.float64).sum():.6f}"
 
 
-def make_task(*, width: int = 16, dropout: float = 0.0, seed: int = 0) -> DiffusionTask:
+def make_task(*, width: int = 16, dropout: float = 0.0, seed: int = 0, blocks: int = 0) -> DiffusionTask:
+    """blocks: of a transformer instead of the perceptron."""
     torch.manual_seed(seed)
     info = TinyData(n=8).info
-    network = TinyNet(info.shape, CondShape(), width=width, dropout=dropout)
+    network: Network = TinyNet(info.shape, CondShape(), width=width, dropout=dropout)
+    if blocks:
+        network = DiT(info.shape, CondShape(), width=2 * width, depth=blocks, heads=2, patch=1)
     model = Model(NetDenoiser(network, Flow(), Velocity()), Arrays(info), None, info)
     return DiffusionTask(model, DenoisingLoss())
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sfumato.core.process import on_device
 from sfumato.errors import UserError
 
 
@@ -86,7 +87,7 @@ class Cond:
         def choose(kept: Tensor | None, dropped: Tensor | None) -> Tensor | None:
             if kept is None or dropped is None:
                 return None
-            here = where.to(kept.device).reshape(-1, *[1] * (kept.ndim - 1))
+            here = on_device(where, kept.device).reshape(-1, *[1] * (kept.ndim - 1))
             return torch.where(here, dropped.to(kept), kept)
 
         return Cond(**{k.name: choose(getattr(ours, k.name), getattr(theirs, k.name)) for k in fields(Cond)})

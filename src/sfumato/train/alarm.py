@@ -79,6 +79,7 @@ class Alarm:
         known = error is None or self._agreed or isinstance(error, Interrupted)
         first = None if error is None or known else self._tell(error)
         self._ended.set()
+        self._thread.join(_GRACE)  # one that asks the store while the interpreter ends would abort the process
         if first is not None and first.rank != self._rank and _of_a_collective(error):
             raise first.error(self._size) from error
 

@@ -43,7 +43,7 @@ class Rules(Protocol):
 
 def decays(module: nn.Module, weight: Tensor) -> bool:
     """Weight decay is for matrices and kernels; not for biases, gains, null tokens and embeddings."""
-    return weight.squeeze().ndim >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    return sum(n > 1 for n in weight.shape) >= 2 and not isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

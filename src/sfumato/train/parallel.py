@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfumato.core import Batch, Draws, Loss
+from sfumato.core import Batch, Draws, Loss, Network
 from sfumato.errors import UserError
 from sfumato.nn.captured import regional
 from sfumato.nn.recompute import blocks_of
@@ -299,8 +299,11 @@ class Sharded(_Process):
             halves = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         if compiled and self.device.type == "cuda":
             regional(task.halved, hooked=True)
-        for blocks in together(blocks_of(task.halved)) if task.halved is not None else ():
+        network = task.halved
+        for blocks in together(blocks_of(network)) if network is not None else ():
             fully_shard(blocks, mesh=mesh, mp_policy=halves)
+        if isinstance(network, Network):  # what it has beside blocks can be much: a DiT's modulation is a third of it
+            fully_shard(network, mesh=mesh, mp_policy=halves, reshard_after_forward=False)
         fully_shard(self._module, mesh=mesh)
         named = dict(task.named_parameters(remove_duplicate=False))
         self._sharded = {**{name.removeprefix("model."): p for name, p in named.items()}, **named}

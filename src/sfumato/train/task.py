@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sfumato.core import Batch, Draws, Loss, Objective, Planned, Process
+from sfumato.core import Batch, Draws, Loss, Objective, Planned, Process, on_device
 from sfumato.errors import UserError
 from sfumato.model import Model
 from sfumato.registry import Registered
@@ -107,7 +107,7 @@ class DiffusionTask(Task):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         model = self.model
-        media = batch.media.to(model.device, non_blocking=True)
+        media = on_device(batch.media, model.device)
         x0 = self._clean(media)
         cond = model.condition(batch.conditions)
         if cond is not None and model.conditioner is not None and self.drop > 0:

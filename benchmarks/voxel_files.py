@@ -1,11 +1,12 @@
 """Files of the voxel model opened by trimesh, and pictures of what it makes.
 
     python -m benchmarks.voxel_files --data voxels32.npz [--model voxels] [--n 109] [--picture voxels.png] [--turn turned.png]
-                                     [--json FILE]
+                                     [--page report.html] [--json FILE]
 
 A sample of each of the first n held-out captions is written as GLB, OBJ, PLY and STL with each of the three surfaces, and
 opened again: how many open, and how many are watertight as they are loaded (`cubes` as GLB after its corners are merged). The
 picture has twelve of the captions: the held-out model above, two samples below. --turn has prompts of our own, turned.
+--page has the first eight samples as a run's report shows them, and says how many of them a headless Chromium has drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,12 @@ from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.solid import mesh
 from sfumato.solid.render import turntable
+from sfumato.train import Run
+from sfumato.train.report import VIEW, render_report
 
 SHOWN = 12
+VIEWED = 8
+BROWSER = ("--headless", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
 
 def opened(media: Tensor, pipeline: Pipeline) -> dict[str, dict[str, int]]:
@@ -50,6 +58,22 @@ def opened(media: Tensor, pipeline: Pipeline) -> dict[str, dict[str, int]]:
             found[f"{surface} {suffix[1:]}"] = there
             print(surface, suffix, there, flush=True)
     return found
+
+
+def viewed(media: Tensor, captions: list[str], pipeline: Pipeline, file: Path) -> dict[str, int] | None:
+    """Writes a report with models to turn about; how many of them a browser draws, None without a browser."""
+    info = pipeline.model.info
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        html = kind_of(info).viewer(list(media), info, captions)
+        run.write(VIEW, {"kind": info.kind, "html": html})
+        file.write_text(render_report(run), encoding="utf-8")
+    program = shutil.which("chromium")
+    if program is None:
+        return None
+    command = [program, *BROWSER, "--virtual-time-budget=5000", "--dump-dom", file.resolve().as_uri()]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return {"models": len(media), "drawn": page.count('data-state="drawn"')}
 
 
 def turned(pipeline: Pipeline) -> Image.Image:
@@ -82,6 +106,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=109)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--turn", type=Path)
+    parser.add_argument("--page", type=Path)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     pipeline, held_out = Pipeline.load(asked.model), Voxels(path=asked.data).split("held_out")
@@ -94,9 +119,12 @@ def main() -> None:
         beside(pipeline, real.media, captions).quantize(128).save(asked.picture, optimize=True)
     if asked.n:
         samples = pipeline(captions, seed=0, batch_size=4, output_type="pt").media
-        found = opened(samples, pipeline)
+        found: dict[str, Any] = {"files": opened(samples, pipeline)}
+        if asked.page is not None:
+            found["browser"] = viewed(samples[:VIEWED], captions, pipeline, asked.page)
+            print("browser", found["browser"])
         if asked.json is not None:
-            asked.json.write_text(json.dumps({"files": found}, indent=1) + "\n", encoding="utf-8")
+            asked.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfumato.data import Arrays, Data, Digits, Loader, Pictured, Points, Solids, Tones, Voxels
+from sfumato.data.pack import pack
 from sfumato.data.voxel_files import write_stored
 from sfumato.errors import UserError
 from sfumato.solid.views import draw
@@ -103,3 +104,9 @@ def test_the_set_stays_what_it_was() -> None:
 def test_what_is_refused(make: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()  # type: ignore[operator]
+
+
+def test_what_is_drawn_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the column 'picture' is drawn when items are fetched"):
+        pack(Pictured(data=SOLIDS), tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()

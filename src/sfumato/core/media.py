@@ -34,7 +34,8 @@ class DataInfo:
 class Batch:
     """B items. media: (B, C, *S), uint8 or float32, as its kind says.
 
-    conditions: by column: `label` (B,) int64, `caption` B strings, `number` (B, K) float32.
+    conditions: by column: `label` (B,) int64, `caption` B strings, `number` (B, K) float32; `picture` (B, 3, H, W) uint8
+    where items are asked for by what they look like.
     """
 
     media: Tensor

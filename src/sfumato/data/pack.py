@@ -22,6 +22,7 @@ from sfumato.kinds import kind_of
 
 SHARD_BYTES = 1 << 30
 _BATCH = 256
+_PACKED = ("label", "caption", "number")  # columns
 
 
 @final
@@ -140,6 +141,11 @@ class _Writer:
         for start in range(0, len(self.data), _BATCH):
             indices = np.arange(start, min(start + _BATCH, len(self.data)))
             batch = self.data.fetch(indices)
+            if more := batch.conditions.keys() - set(_PACKED):
+                raise UserError(
+                    f"{self.data.where}: the column '{min(more)}' is drawn when items are fetched, and packed data have "
+                    f"{', '.join(_PACKED)} alone; pack the set that it is drawn from, and wrap what was packed"
+                )
             bad = self.data.unreadable(indices)
             self.left_out |= bad
             good = ~np.isin(indices, list(bad))

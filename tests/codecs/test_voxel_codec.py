@@ -17,6 +17,7 @@ from sfumato.testing import check_codec
 INFO = DataInfo((4, 8, 8, 8), "voxels")
 SETTINGS: list[dict[str, Any]] = [
     {}, {"fold": 2}, {"fold": 4}, {"field": "distance"}, {"field": "distance", "fold": 2, "reach": 2.0},
+    {"outside": "spread", "fold": 2},
 ]  # fmt: skip
 
 
@@ -50,6 +51,14 @@ def test_the_colour_of_empty_cells_carries_no_signal() -> None:
     empty = (clean[:, 3] == 0)[:, None].expand(-1, 3, -1, -1, -1)
     assert not codec.encode(dirty)[:, :3][empty].any()
     assert codec.encode(clean)[:, :3].double().mean((0, 2, 3, 4)).abs().max() < 1e-6  # the mean colour is 0 too
+
+
+def test_spread_colours_go_on_beyond_the_surface() -> None:
+    codec, one = Voxels(INFO, outside="spread"), torch.zeros(1, 4, 8, 8, 8, dtype=torch.uint8)
+    one[0, :, 2:5, 3:6, 1:4] = torch.tensor([200, 90, 30, 255], dtype=torch.uint8)[:, None, None, None]
+    found = codec.encode(one)
+    assert torch.equal(found[:, :3], found[:, :3, 2:3, 3:4, 1:2].expand(-1, -1, 8, 8, 8))
+    assert torch.equal(found[:, 3:], Voxels(INFO).encode(one)[:, 3:])
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

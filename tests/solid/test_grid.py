@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.solid.grid import component_sizes, fitted, signed_distance, squared_distance, symmetry, without_specks
+from sfumato.solid.grid import (
+    component_sizes,
+    fitted,
+    signed_distance,
+    spread,
+    squared_distance,
+    symmetry,
+    without_specks,
+)
 
 
 def random_grids(share: float, *shape: int, seed: int = 0) -> Tensor:
@@ -115,3 +123,25 @@ def test_what_is_too_large_is_reduced_to_its_most_common_colours() -> None:
     assert (made[0] == 200).all()
     voxels[0, :2, :2, 0] = 7  # 5 of 8
     assert fitted(voxels, 4)[0, 0, 0, 0] == 7
+
+
+@pytest.mark.parametrize("side", [1, 5, 8])
+def test_what_is_spread_stays_where_it_was_and_fills_the_rest(side: int) -> None:
+    where = random_grids(0.1, 6, side, side, side)
+    where[0], where[1] = False, True
+    values = torch.rand(6, 3, side, side, side, generator=torch.Generator().manual_seed(1))
+    found = spread(values, where)
+    inside = where[:, None].expand_as(values)
+    assert torch.equal(found[inside], values[inside]) and not found[0].any()
+    for kept, of, full in zip(where[2:], values[2:], found[2:]):
+        some = of[:, kept] if kept.any() else torch.zeros(3, 1)
+        low, high = some.amin(1) - 1e-6, some.amax(1) + 1e-6
+        every = full.flatten(1).T
+        assert float((every - low).min()) >= 0 and float((high - every).min()) >= 0
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_spreading_follows_the_symmetries(number: int) -> None:
+    where, values = random_grids(0.05, 2, 8, 8, 8), torch.rand(2, 3, 8, 8, 8)
+    turned = spread(symmetry(values, number), symmetry(where, number))
+    assert torch.allclose(turned, symmetry(spread(values, where), number), atol=1e-6)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.codecs.base import Codec, Whitening
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
-from sfumato.solid.grid import signed_distance, without_specks
+from sfumato.solid.grid import signed_distance, spread, without_specks
 
 _MIDDLE = 0.5  # occupancy from which on a cell is taken for occupied
 REACH = 3.0
@@ -25,6 +25,9 @@ class Voxels(Codec, name="voxels"):
 
     so the colour of empty cells is 0 and carries no signal; h is whitened per channel. Decoding takes cells of o >= 1/2 for
     occupied and rounds their colours; all others are 0.
+
+    outside: `none`, as above, or `spread`: empty cells have the colour of what is near (`solid.grid.spread`) in place of 0,
+    so that where a surface is in doubt its colour is not, and the mean of both is no grey.
 
     field: `occupancy`, or `distance`: the last channel is the exact distance to the surface in cells (`solid.grid`), cut off
     at `reach`, whose sign says what is occupied. fold: cells a side that are put side by side as channels, a lossless
@@ -40,6 +43,7 @@ class Voxels(Codec, name="voxels"):
         *,
         field: Literal["occupancy", "distance"] = "occupancy",
         reach: float = REACH,
+        outside: Literal["none", "spread"] = "none",
         fold: int = 1,
         specks: float = 0.0,
     ) -> None:
@@ -56,7 +60,7 @@ class Voxels(Codec, name="voxels"):
         if not 0 <= specks <= 1:
             raise UserError(f"voxels: specks = {specks} is a share of the largest part, 0 to 1")
         self._sides = tuple(info.shape[1:])
-        self.field, self.reach, self.fold, self.specks = field, reach, fold, specks
+        self.field, self.reach, self.outside, self.fold, self.specks = field, reach, outside, fold, specks
         self.whitening = Whitening(4 * fold**3)
         self.register_buffer("colour", torch.zeros(3))
 
@@ -68,7 +72,8 @@ class Voxels(Codec, name="voxels"):
         occupied = media[:, 3] > 127
         colour = media[:, :3].float() / 127.5 - 1 - self.colour.view(3, 1, 1, 1)
         solid = occupied.float() if self.field == "occupancy" else signed_distance(occupied, self.reach)
-        return torch.cat([colour * occupied[:, None], solid[:, None]], 1)
+        kept = spread(colour, occupied) if self.outside == "spread" else colour * occupied[:, None]
+        return torch.cat([kept, solid[:, None]], 1)
 
     def whiten(self, h: Tensor) -> Tensor:
         x0: Tensor = self.whitening(fold(h, self.fold))
@@ -100,7 +105,7 @@ class Voxels(Codec, name="voxels"):
                 yield fold(self.encode(part.to(self.colour.device)), self.fold)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The range of x0 by channel. Colours of occupied cells may be -1 to 1, and are 0 elsewhere."""
+        """The range of x0 by channel. Colours may be -1 to 1, and 0 in empty cells."""
         ends = torch.tensor([-1.0, 1.0], device=self.colour.device) - self.colour[:, None]
         solid = (0.0, 1.0) if self.field == "occupancy" else (-self.reach, self.reach)
         h = torch.cat([ends, ends.new_tensor([solid])])  # (4, 2)

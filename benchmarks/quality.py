@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._gpu import SHAPES, peer_unet, release, sizes
+from benchmarks._gpu import SHAPES, release, sizes
+from benchmarks._peer_networks import peer_unet
 from benchmarks._table import RESULTS, Row, machine, show, versions, write
 from benchmarks.sample_gpu import EVALUATIONS, Ddim
 from benchmarks.train_gpu import How, UNetTraining

@@ -23,21 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import _ours
-from benchmarks._gpu import (
-    GUIDANCE,
-    SHAPES,
-    Case,
-    Kind,
-    PaperDiT,
-    Plan,
-    Unit,
-    Variant,
-    Way,
-    Work,
-    command,
-    peer_unet,
-    sizes,
-)
+from benchmarks._gpu import GUIDANCE, SHAPES, Case, Kind, Plan, Unit, Variant, Way, Work, command, sizes
+from benchmarks._peer_networks import PaperDiT, peer_one_image, peer_unet
 from benchmarks._table import RESULTS
 
 EVALUATIONS = 50
@@ -144,7 +131,7 @@ def case(name: str, kind: Kind, batch: int, unit: Unit, plan: Plan) -> Case:
         training=False,
         forwards=EVALUATIONS if kind == "unet" else 2,
         plan=plan,
-        one_image=_ours.one_image,
+        one_images=(_ours.one_image, peer_one_image),
         ours=ours,
         peers=lambda device: variants(kind, cut(device), device),
     )

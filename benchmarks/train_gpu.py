@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import _ours
-from benchmarks._gpu import SHAPES, Case, Kind, PaperDiT, Plan, Variant, Way, Work, command, peer_unet, sizes
+from benchmarks._gpu import SHAPES, Case, Kind, Plan, Variant, Way, Work, command, sizes
+from benchmarks._peer_networks import PaperDiT, peer_one_image, peer_unet
 from benchmarks._table import RESULTS
 
 STEPS = 1000  # of the peers' chains
@@ -214,7 +215,7 @@ def case(name: str, kind: Kind, batch: int) -> Case:
         training=True,
         forwards=1,
         plan=Plan(),
-        one_image=_ours.one_image,
+        one_images=(_ours.one_image, peer_one_image),
         ours=lambda device: _ours.train_step(kind, cut(device), device),
         peers=lambda device: variants(kind, cut(device), device),
     )

@@ -13,7 +13,8 @@ from torch import nn
 
 pytest.importorskip("diffusers")
 from benchmarks import _gpu, _ours, sample_gpu, train_gpu
-from benchmarks._gpu import FULL, TINY, Counted, Kind, PaperDiT, Plan, Work, count, measure, peer_one_image
+from benchmarks._gpu import FULL, TINY, Counted, Kind, Plan, Work, count, measure
+from benchmarks._peer_networks import PaperDiT, peer_one_image
 from benchmarks.sample_gpu import Ddim
 from benchmarks.train_gpu import STEPS, Chain
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 from benchmarks import quality
-from benchmarks._gpu import TINY, peer_unet
+from benchmarks._gpu import TINY
+from benchmarks._peer_networks import peer_unet
 from benchmarks.quality import QUICK, RATE, WARMUP, Peer, Point, Scale
 
 CPU = torch.device("cpu")

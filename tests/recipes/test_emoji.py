@@ -24,10 +24,12 @@ from sfumato.evaluate import ContrastiveJudge, JudgeAligner
 from sfumato.evaluate.emoji import emoji_scores
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, prepare
+from sfumato.recipes.attributes import Looks
 from sfumato.recipes.contrastive import Lessons, teach_words, train_contrastive
 from tests.data.emoji_table import SIZE, table
 
-SMALL = {"width": 8, "embedding": 16, "text_width": 16, "buckets": 256}
+SMALL = {"width": 8, "fine": 8, "embedding": 16, "text_width": 16, "buckets": 256}
+LOOKS = Looks(epochs=40, batch=48, rate=4e-3, decay=0.0, shift=0)
 LESSONS = Lessons(steps=100, batch=48, rate=4e-3, decay=0.0, turn=0, scale=0, shift=0, cut=0)
 
 
@@ -38,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Emoji:
 
 @pytest.fixture(scope="module")
 def judge(data: Emoji) -> ContrastiveJudge:
-    return train_contrastive(data, lessons=LESSONS, device="cpu", **SMALL)
+    return train_contrastive(data, lessons=LESSONS, looks=LOOKS, device="cpu", **SMALL)
 
 
 def test_the_judge_learns_designs_and_names_it_has_met_apart(data: Emoji, judge: ContrastiveJudge) -> None:
@@ -62,7 +64,10 @@ def _design(data: Emoji, i: int) -> str:
 def test_training_a_judge_is_a_function_of_its_arguments_and_spares_the_held_out(data: Emoji) -> None:
     state = torch.random.get_rng_state()
     first, second = (
-        train_contrastive(data, lessons=Lessons(steps=2, batch=8), device="cpu", **SMALL) for _ in range(2)
+        train_contrastive(
+            data, lessons=Lessons(steps=2, batch=8), looks=Looks(epochs=1, batch=32), device="cpu", **SMALL
+        )
+        for _ in range(2)
     )
     assert first.weights_sha256 == second.weights_sha256
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -257,7 +262,7 @@ def test_a_taught_text_encoder_is_a_teachers_and_another_shape_is_refused(data: 
     taught = Text(info, width=16, depth=1, heads=4, length=96, buckets=64)
     teach_words(taught, data, lessons=lessons, device="cpu")
     teacher = train_contrastive(
-        data, lessons=lessons, device="cpu", fine=2, text_width=16, depth=1, length=96, buckets=64
+        data, lessons=lessons, looks=None, device="cpu", text_width=16, depth=1, length=96, buckets=64
     )
     ours, theirs = taught.state_dict(), teacher.words.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)

@@ -41,6 +41,7 @@ from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.scores import Scores
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, prepare, start
+from sfumato.recipes.attributes import Looks
 from sfumato.recipes.contrastive import Lessons, teach_words, train_contrastive
 from sfumato.spec import Spec
 from sfumato.train import Result, Run
@@ -64,10 +65,10 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def judge_of(data: Emoji, folder: Path, lessons: Lessons, device: str) -> ContrastiveJudge:
+def judge_of(data: Emoji, folder: Path, lessons: Lessons, looks: Looks, device: str) -> ContrastiveJudge:
     """The judge in `folder`, trained first if there is none; as it is read back, in 8 bits."""
     if not (folder / "judge.json").is_file():
-        judge = train_contrastive(data, lessons=lessons, device=device, on_step=_on_step)
+        judge = train_contrastive(data, lessons=lessons, looks=looks, device=device, on_step=_on_step)
         say(f"judge trained in {judge.trained['seconds']} s")
         judge.save(folder, compact=True)
     found = Judge.load(folder)
@@ -163,8 +164,9 @@ def work(options: argparse.Namespace) -> None:
     result = trained_model(spec, data, Run(scratch / "emoji", spec), options, str(device))
     say(f"model trained: {result.samples:,} samples in {result.seconds:.0f} s, loss {result.loss:.4f}")
     lessons = Lessons(steps=3, batch=32) if options.quick else Lessons(steps=options.steps)
+    looks = Looks(epochs=1, batch=512) if options.quick else Looks()
     folder = options.judge or scratch / "judge"
-    judge = judge_of(data, folder, lessons, str(device))
+    judge = judge_of(data, folder, lessons, looks, str(device))
     tar(folder, out / "judge.tar")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
     trained = {

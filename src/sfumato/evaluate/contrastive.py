@@ -20,6 +20,7 @@ _BETWEEN = ": "  # "style: noto" is the value noto of the attribute style
 _BATCH = 256
 _FIRST = 2.659  # log of 1 / 0.07, the temperature that CLIP starts from
 _MOST = 4.605  # log of 100
+_LEAST = 1e-4  # added to a variance before its root is taken
 
 
 @final
@@ -45,7 +46,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
         classes: tuple[str, ...],
         *,
         width: int = 24,
-        fine: int = 12,
+        fine: int = 16,
         embedding: int = 128,
         text_width: int = 96,
         depth: int = 1,
@@ -67,7 +68,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
             *(Residual(fine * 2**k, fine * 2 ** (k + 1), 2) for k in range(3)),
             nn.BatchNorm2d(8 * fine),
         )
-        self.head = nn.Linear(16 * fine, max(1, len(classes)))
+        self.head = nn.Linear(24 * fine, max(1, len(classes)))
         self.project = nn.Linear(widths[-1], embedding)
         info = DataInfo(tuple(shape), "image", captions=True)
         self.words = Text(info, width=text_width, depth=depth, length=length, buckets=buckets)
@@ -102,7 +103,8 @@ class ContrastiveJudge(Judge, name="contrastive"):
     def forward(self, media: Tensor) -> Tensor:
         """media (B, C, H, W) of 0 ... 255 to the logits of all attributes (B, classes)."""
         seen = F.relu(self.fine(scaled(self._checked(media))))
-        logits: Tensor = self.head(self.drop(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1)))
+        spread = (seen.var((2, 3), correction=0) + _LEAST).sqrt()
+        logits: Tensor = self.head(self.drop(torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), spread], 1)))
         return logits
 
     def place(self, media: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -17,17 +16,14 @@ from torch.nn import functional as F
 from sfumato.conditioners import Text
 from sfumato.core.media import Batch
 from sfumato.core.random import keys
-from sfumato.data import Data, Emoji, Loader, Subset
-from sfumato.data.emoji import TONES
-from sfumato.data.emoji_words import style_words
+from sfumato.data import Data, Loader, Subset
 from sfumato.errors import UserError
 from sfumato.evaluate.contrastive import ContrastiveJudge, classes_of
+from sfumato.recipes.attributes import Looks, Meaning, OnStep, train_attributes
+from sfumato.recipes.cosine import rising_cosine
 from sfumato.train.device import choose_device, has_bf16, wait
 
-OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
-NO_TONE = "none"
-_SHIFT = 3  # pixels in each direction, of pictures whose attributes are learned
-_SMOOTHING = 0.05
+LOOKS = Looks()  # the usual
 
 
 @final
@@ -55,45 +51,11 @@ class Lessons:
             raise UserError(f"steps = {self.steps}, batch = {self.batch}: at least 1 step, of batches of at least 2")
 
 
-@dataclass(frozen=True)
-class _Meaning:
-    """What pictures of a set have to do with captions: who belongs together, who is alike, and their attributes.
-
-    attributes: values by name; labels: (N,) index of the value by name.
-    """
-
-    data: Data
-    attributes: Mapping[str, tuple[str, ...]]
-    labels: Mapping[str, NDArray[np.int64]]
-
-    @staticmethod
-    def of(data: Data) -> _Meaning:
-        if isinstance(data, Emoji):
-            styles, tones = tuple(map(style_words, data.styles)), (NO_TONE, *TONES)
-            style = np.asarray([styles.index(style_words(row.style)) for row in data.rows], np.int64)
-            tone = np.asarray([tones.index(row.tone or NO_TONE) for row in data.rows], np.int64)
-            return _Meaning(data, {"style": styles, "skin tone": tones}, {"style": style, "skin tone": tone})
-        if len(data.info.labels) > 1:
-            found = data.columns(np.arange(len(data)))["label"]
-            return _Meaning(data, {"": data.info.labels}, {"": np.asarray(found, np.int64)})
-        return _Meaning(data, {}, {})
-
-    def matches(self, index: NDArray[np.int64], captions: Sequence[str]) -> NDArray[np.bool_]:
-        """(B, B): whether picture i shows what caption j says. Captions of emoji without a design fit all designs."""
-        if not isinstance(self.data, Emoji):
-            words = np.unique(np.asarray(captions), return_inverse=True)[1]
-            return np.asarray(words[:, None] == words[None])
-        rows = [self.data.rows[i] for i in index.tolist()]
-        subject = np.unique([f"{row.name}|{row.tone}" for row in rows], return_inverse=True)[1]
-        style = self.labels["style"][index]
-        free = np.asarray([f"{style_words(r.style)} emoji" not in said for r, said in zip(rows, captions)])
-        return np.asarray((subject[:, None] == subject[None]) & ((style[:, None] == style[None]) | free[None]))
-
-
 def train_contrastive(
     data: Data,
     *,
     lessons: Lessons | None = None,
+    looks: Looks | None = LOOKS,
     device: str | torch.device = "auto",
     on_step: OnStep | None = None,
     **settings: Any,
@@ -102,8 +64,9 @@ def train_contrastive(
 
     Loss: cross-entropy of pictures over the captions of a batch and of captions over its pictures, all pairs that belong
     together being right in equal parts; the same once more among pictures of one design (emoji), so that the design alone
-    does not answer; and that of each attribute, by the second network. On the CPU a function of its arguments. The global
-    random state is left as it was. settings: those of `ContrastiveJudge`.
+    does not answer. Attributes are learned after that, by the second network (`train_attributes`), unless `looks` is
+    None. On the CPU a function of its arguments. The global random state is left as it was. settings: those of
+    `ContrastiveJudge`.
     """
     info = data.info
     if info.kind != "image" or len(info.shape) != 3 or not info.captions:
@@ -111,17 +74,19 @@ def train_contrastive(
     how = lessons or Lessons()
     place = choose_device(device) if isinstance(device, str) else device
     began = time.perf_counter()
-    meaning = _Meaning.of(data)
+    meaning = Meaning.of(data)
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(int(keys(how.seed, "judge", [0])[0]) >> 1)
         shape = (info.shape[0], info.shape[1], info.shape[2])
         judge = ContrastiveJudge(shape, classes_of(meaning.attributes), **settings)
         with torch.backends.cudnn.flags(enabled=True, benchmark=place.type == "cuda", allow_tf32=True):
             _fit(judge.to(place).train(), data.split("train"), meaning, how, on_step)
+            if meaning.labels and looks is not None:
+                train_attributes(judge, data, looks, on_step=on_step)
     judge.eval()
     wait(place)
     judge.trained.update(
-        settings={**judge.settings, **asdict(how)},
+        settings={**judge.settings, **asdict(how), "looks": looks and asdict(looks)},
         data=data.kind,
         fingerprint=data.fingerprint(),
         items=len(data.split("train")),
@@ -130,7 +95,7 @@ def train_contrastive(
     return judge.to("cpu")
 
 
-def _fit(judge: ContrastiveJudge, train: Subset, meaning: _Meaning, how: Lessons, on_step: OnStep | None) -> None:
+def _fit(judge: ContrastiveJudge, train: Subset, meaning: Meaning, how: Lessons, on_step: OnStep | None) -> None:
     device = judge.device
     rest = [p for n, p in judge.named_parameters() if p.ndim < 2 or "table" in n or "hashed" in n]
     spared = set(map(id, rest))
@@ -139,7 +104,7 @@ def _fit(judge: ContrastiveJudge, train: Subset, meaning: _Meaning, how: Lessons
         {"params": rest, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=how.rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, how))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rising_cosine(step, how.steps, how.warmup))
     batch = min(how.batch, len(train))
     order = train.order(how.seed)
     generator = torch.Generator(device).manual_seed(int(keys(how.seed, "moves", [0])[0]) >> 1)
@@ -161,7 +126,7 @@ def _loss(
     judge: ContrastiveJudge,
     items: Batch,
     index: NDArray[np.int64],
-    meaning: _Meaning,
+    meaning: Meaning,
     how: Lessons,
     generator: torch.Generator,
 ) -> Tensor:
@@ -170,7 +135,6 @@ def _loss(
     moved = changed(items.media.to(device, non_blocking=True).float(), how, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
         pictures, words = judge.place(moved), judge.read(said)
-        logits = judge(shifted(items.media.to(device).float(), generator)) if meaning.labels else None
     match = torch.from_numpy(meaning.matches(index, said)).to(device)
     similar = judge.scale * pictures.float() @ words.float().T
     loss = paired(similar, match)
@@ -178,12 +142,6 @@ def _loss(
         style = torch.from_numpy(meaning.labels["style"][index]).to(device)
         apart = style[:, None] != style[None]
         loss = (loss + paired(similar.masked_fill(apart, -1e4), match & ~apart)) / 2
-    if logits is None:
-        return loss
-    for name, values in meaning.labels.items():
-        right = torch.from_numpy(values[index]).to(device)
-        of_one = judge.logits_of(logits, name).float()
-        loss = loss + F.cross_entropy(of_one, right, label_smoothing=_SMOOTHING)
     return loss
 
 
@@ -199,26 +157,6 @@ def paired(similar: Tensor, match: Tensor) -> Tensor:
     rows = F.cross_entropy(similar, right / right.sum(1, keepdim=True).clamp(min=1))
     columns = F.cross_entropy(similar.T, right.T / right.T.sum(1, keepdim=True).clamp(min=1))
     return (rows + columns) / 2
-
-
-def _rate(step: int, how: Lessons) -> float:
-    rising = max(1, int(how.warmup * how.steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(1, how.steps - rising))
-
-
-def shifted(media: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B, C, H, W), half of them mirrored, all moved by the same few pixels round the edges: nothing is blurred."""
-    device = media.device
-    flip = torch.rand(len(media), 1, 1, 1, generator=generator, device=device) < 0.5
-    rows, columns = (
-        (torch.arange(n, device=device) + torch.randint(-_SHIFT, _SHIFT + 1, (1,), generator=generator, device=device))
-        % n
-        for n in media.shape[2:]
-    )
-    moved = media[:, :, rows][:, :, :, columns]
-    return torch.where(flip, moved.flip(3), moved)
 
 
 def teach_words(
@@ -237,7 +175,7 @@ def teach_words(
     }
     if conditioner.head_dim * 4 != conditioner.width or conditioner.ngrams != 8:
         raise UserError("teach_words: a text encoder is taught with 4 heads and 8 n-grams; set heads=4 and ngrams=8")
-    teacher = train_contrastive(data, lessons=lessons or Lessons(seed=1), device=device, fine=2, **settings)
+    teacher = train_contrastive(data, lessons=lessons or Lessons(seed=1), looks=None, device=device, **settings)
     conditioner.load_state_dict(teacher.words.state_dict())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from sfumato.data import Data
 from sfumato.data.order import Order
 from sfumato.errors import UserError
 from sfumato.evaluate.judge import Judge
+from sfumato.recipes.cosine import rising_cosine
 from sfumato.recipes.judges import check_pictures, everything, judge_accuracy
 from sfumato.registry import find
 from sfumato.train.device import choose_device, has_bf16, wait
@@ -107,7 +107,7 @@ def _fit(judge: Judge, media: Tensor, labels: Tensor, how: Schooling, on_epoch: 
     in_epoch = n // batch
     steps = how.epochs * in_epoch
     optimizer = torch.optim.SGD(_groups(judge, how.decay), how.rate, how.momentum, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_cycle, steps=steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rising_cosine, steps=steps, rising=0.25))
     order = Order(n, how.seed)
     generator = torch.Generator(device).manual_seed(int(keys(how.seed, "moves", [0])[0]) >> 1)
     stored = media.permute(0, 2, 3, 1).contiguous()
@@ -123,14 +123,6 @@ def _fit(judge: Judge, media: Tensor, labels: Tensor, how: Schooling, on_epoch: 
         schedule.step()
         if on_epoch is not None and (step + 1) % in_epoch == 0:
             on_epoch((step + 1) // in_epoch, how.epochs, float(loss.detach()))
-
-
-def _cycle(step: int, steps: int) -> float:
-    """Share of the highest rate: up in a straight line for a quarter of the steps, then down to 0 along half a cosine."""
-    rising = max(1, steps // 4)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(1, steps - rising))
 
 
 def _laid_out(judge: nn.Module, layout: torch.memory_format) -> None:

@@ -63,6 +63,7 @@ def test_a_tar_of_a_parquet_file_holds_the_same_pictures(tmp_path: Path) -> None
     assert list(batch.conditions["caption"]) == columns["caption"]
 
 
+@pytest.mark.slow
 def test_both_run_from_end_to_end_and_say_what_they_measured(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=pictures(), y=np.arange(60) % 3)
     usual = ["--tiny", "--device", "cpu", "--json"]

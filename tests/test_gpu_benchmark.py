@@ -162,6 +162,7 @@ def run_command(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: str
     _gpu.command(name, "", module.CASES, Path("unused"))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_rows_are_whole_and_join_those_of_other_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.json"
     run_command(train_gpu, monkeypatch, "--only", "train.unet.b128", "--json", str(file))

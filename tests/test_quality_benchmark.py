@@ -115,6 +115,7 @@ def test_scores_are_the_distances_to_the_training_set(
     assert row.settings["real"] == {"test": found["test"], "halves": found["halves"]}
 
 
+@pytest.mark.slow
 def test_both_sides_from_the_command_line(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for who in ("peer", "ours"):
         words = f"--data {cifar} --who {who} --minutes 0.3 0.6 --out {tmp_path} --quick --device cpu"

@@ -17,7 +17,8 @@ from sfumato.data.columns import Columns
 from sfumato.data.memory import InMemory
 from sfumato.errors import UserError
 from sfumato.evaluate import Judge
-from sfumato.recipes.judges_pictures import Schooling, _cycle, moved, train_picture_judge
+from sfumato.recipes.cosine import rising_cosine
+from sfumato.recipes.judges_pictures import Schooling, moved, train_picture_judge
 
 STILL = Schooling(shift=0, flip=False, cut=0)
 
@@ -114,11 +115,11 @@ def test_a_cut_is_one_grey_square_that_may_reach_over_the_edge() -> None:
 
 
 def test_the_rate_goes_up_for_a_quarter_and_down_to_nothing() -> None:
-    rates = [_cycle(step, 400) for step in range(401)]
+    rates = [rising_cosine(step, 400, 0.25) for step in range(401)]
     assert rates[0] == 0.01 and rates[99] == rates[100] == 1 and rates[400] == pytest.approx(0, abs=1e-12)
     assert rates[250] == pytest.approx(0.5) and rates[:100] == sorted(rates[:100])
     assert rates[100:] == sorted(rates[100:], reverse=True)
-    assert [_cycle(step, 1) for step in range(2)] == [1.0, 1.0]
+    assert [rising_cosine(step, 1, 0.25) for step in range(2)] == [1.0, 1.0]
 
 
 def test_both_are_trained_once_by_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,9 +237,6 @@ def count(build: Callable[[], tuple[nn.Module, Callable[[], Tensor]]]) -> Counte
     return Counted(parameters, int(forward.get_total_flops()), int(both.get_total_flops()))
 
 
-# ---------------------------------------------------------------- the peers' networks
-
-
 # ---------------------------------------------------------------- a case, and the command that runs several
 
 

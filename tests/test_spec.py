@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfumato.data import Pictured
 from sfumato.errors import UserError
 from sfumato.registry import Registered
 from sfumato.spec import Spec, as_spec, check_arguments, dump_yaml, parameters, parse, read_yaml
@@ -311,3 +312,8 @@ def test_files_are_plain_yaml(tmp_path: Path) -> None:
         "name": "a",
         "part": {"type": "bell", "pattern": [1, 2, 3]},
     }
+
+
+def test_a_part_of_what_is_not_set_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"'data.count' is a part of data, which is not set; give data= first"):
+        Spec(Pictured).override("data.count", "20")

@@ -119,13 +119,15 @@ class Spec(Generic[T]):
             )
         if not rest:
             return Spec._checked(self.cls, {**self.settings, head: value}, prefix=full.removesuffix(head))
-        inner = getattr(self, head)
+        whole = full.removesuffix("." + rest)
+        try:
+            inner = getattr(self, head)
+        except AttributeError:
+            raise UserError(f"'{full}' is a part of {whole}, which is not set; give {whole}= first") from None
         if isinstance(inner, Registered):
             inner = as_spec(inner)
         if not isinstance(inner, Spec):
-            raise UserError(
-                f"there is no setting '{full}': {full.removesuffix('.' + rest)} is {inner!r} and has no parts"
-            )
+            raise UserError(f"there is no setting '{full}': {whole} is {inner!r} and has no parts")
         return Spec._checked(self.cls, {**self.settings, head: inner._override(rest, value, full)}, prefix="")
 
     @classmethod

@@ -28,7 +28,7 @@ def launch(folder: Path, scenarios: Scenarios, size: int = 2, **env: str) -> lis
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": str(size), **env}
+    common |= {"PYTHONFAULTHANDLER": "1", "WORLD_SIZE": str(size), **env}
     command = [sys.executable, "-m", "tests.train.together", str(folder), json.dumps(scenarios)]
     how: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}, **how) for rank in range(size)]
@@ -143,6 +143,12 @@ def test_an_error_in_the_middle_of_a_step_ends_both(tmp_path: Path) -> None:
     first = tmp_path / "exit" / "seen-0.json"  # not there if its thread had to end it
     told = said[0] + (first.read_text() if first.exists() else "")
     assert "process 1 of 2 has failed: ValueError: something that only this process has met" in told
+
+
+def test_a_process_that_ends_first_is_not_aborted(tmp_path: Path) -> None:
+    processes = launch(tmp_path, [("leaving", "", {})])
+    said = wait(processes, 60)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
 
 
 def test_who_is_asked_to_stop_in_the_middle_of_a_long_hook_saves_soon(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from typing import Any, final
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from sfumato.core import Batch, Draws, Loss
 from sfumato.data import Data
 from sfumato.errors import SfumatoError
 from sfumato.train import Hook, Moment, Task
 from sfumato.train.checkpoint import weights
+from sfumato.train.parallel import begin
 from tests.train.tiny import TinyData, make_task, make_trainer
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -138,11 +140,27 @@ def scenario(name: str, folder: Path, **more: Any) -> dict[str, Any]:
     return found
 
 
+def leave_early() -> None:
+    """End while a thread of the group's, done with a tensor, waits for the interpreter in order to let go of it."""
+    begin("ddp", "cpu")
+    sys.setswitchinterval(100)
+    work = dist.all_reduce(torch.ones(1000), async_op=True)
+    if RANK == 1:
+        work.wait()
+    del work
+    until = time.perf_counter() + 1  # without letting the interpreter go
+    while time.perf_counter() < until and RANK == 0:
+        pass
+
+
 def main() -> int:
     """Arguments: a folder, and JSON of [[name, folder's name, settings], ...]. The exit code is the last one's."""
     torch.set_num_threads(1)
     root, code = Path(sys.argv[1]), 0
     for name, where, settings in json.loads(sys.argv[2]):
+        if name == "leaving":
+            leave_early()
+            break
         (root / where).mkdir(exist_ok=True)
         found = scenario(name, root / where, **settings)
         (root / where / f"seen-{RANK}.json").write_text(json.dumps(found), encoding="utf-8")

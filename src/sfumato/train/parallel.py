@@ -9,6 +9,7 @@ Engine: torch.distributed as torchrun starts it; DistributedDataParallel, or `fu
 
 from __future__ import annotations
 
+import atexit
 import os
 import uuid
 import warnings
@@ -134,17 +135,16 @@ class Parallel:
         """Of whole tensors, what this process holds: the inverse of `whole`."""
         return dict(tensors)
 
-    def close(self) -> None:
-        """Leave the others."""
-
 
 class _Process(Parallel):
     """What every process of several has: its rank, a group on the CPU for small words, and those it shares tokens with."""
 
     def __init__(self, device: torch.device, sequence: int = 1) -> None:
         self.device = device
+        self._broken = False
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(self._close)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._alarm: Alarm | None = None
@@ -204,11 +204,17 @@ class _Process(Parallel):
 
     @contextmanager
     def bound(self) -> Iterator[None]:
+        self._broken = True
         with Alarm(self.rank, self.size, self.share(uuid.uuid4().hex)) as self._alarm:
             yield
+        self._broken = False
 
-    def close(self) -> None:
-        if dist.is_initialized():
+    def _close(self) -> None:
+        """End the group's threads while Python still runs: one that lets go of a tensor afterwards aborts the process.
+
+        With NCCL not after an error, when others may be gone and whatever they have not answered would be waited for.
+        """
+        if dist.is_initialized() and not (self._broken and self.device.type == "cuda"):
             dist.destroy_process_group()
 
 

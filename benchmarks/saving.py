@@ -1,6 +1,6 @@
 """How long a training stands still for a checkpoint: written while it waits, against written behind its back.
 
-    python -m benchmarks.saving [--device cuda] [--millions 20] [--repeats 5] [--folder PLACE] [--write]
+    python -m benchmarks.saving [--device cuda] [--millions 20] [--repeats 5] [--threads 2] [--folder PLACE] [--write]
 
 The state is that of a training with AdamW and one average: weights, average and two moments, float32, 16 bytes a parameter. A
 step is a product of two matrices, as long as a step of a small model. Rows, in seconds:
@@ -83,7 +83,7 @@ def main() -> None:
     asked.add_argument("--millions", type=float, default=20)
     asked.add_argument("--repeats", type=int, default=5)
     asked.add_argument("--folder", type=Path)
-    asked.add_argument("--threads", type=int, default=1)
+    asked.add_argument("--threads", type=int, default=torch.get_num_threads(), help="as a training: all cores")
     asked.add_argument("--write", action="store_true")
     words = asked.parse_args()
     torch.set_num_threads(words.threads)

@@ -135,6 +135,9 @@ class Parallel:
         """Of whole tensors, what this process holds: the inverse of `whole`."""
         return dict(tensors)
 
+    def close(self) -> None:
+        """Leave the others. Done by itself when Python ends."""
+
 
 class _Process(Parallel):
     """What every process of several has: its rank, a group on the CPU for small words, and those it shares tokens with."""
@@ -144,7 +147,7 @@ class _Process(Parallel):
         self._broken = False
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            atexit.register(self._close)
+            atexit.register(self.close)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words = dist.new_group(backend="gloo") if device.type == "cuda" else None
         self._alarm: Alarm | None = None
@@ -209,8 +212,8 @@ class _Process(Parallel):
             yield
         self._broken = False
 
-    def _close(self) -> None:
-        """End the group's threads while Python still runs: one that lets go of a tensor afterwards aborts the process.
+    def close(self) -> None:
+        """End the group's threads, while Python still runs: one that lets go of a tensor afterwards aborts the process.
 
         With NCCL not after an error, when others may be gone and whatever they have not answered would be waited for.
         """

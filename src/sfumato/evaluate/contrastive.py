@@ -14,12 +14,14 @@ from sfumato.conditioners import Text
 from sfumato.core import DataInfo
 from sfumato.errors import UserError, did_you_mean
 from sfumato.evaluate.architectures import Residual, conv, initialise, scaled
+from sfumato.evaluate.colours import histogram
 from sfumato.evaluate.judge import Judge
 
 _BETWEEN = ": "  # "style: noto" is the value noto of the attribute style
 _BATCH = 256
 _FIRST = 2.659  # log of 1 / 0.07, the temperature that CLIP starts from
 _MOST = 4.605  # log of 100
+_REACH = 5.0  # by which a palette's weights are larger than the optimizer sees them: they learn as quickly as the rest
 _LEAST = 1e-4  # added to a variance before its root is taken
 
 
@@ -32,12 +34,15 @@ class ContrastiveJudge(Judge, name="contrastive"):
     Trained by `sfumato.recipes.contrastive` so that a picture is nearer to its caption than to others' (Radford et al.,
     "CLIP", 2021, figure 3). Its classes are attributes that pictures have besides, written "style: noto", "style: twemoji",
     "skin tone: dark": each attribute is a classifier of its own. Labels without a colon are one nameless attribute; there may
-    be none. Attributes are read off by a second, small network that begins at full resolution: what tells designs apart
-    (outlines, gradients) is fine, and is lost in what makes names known under any design.
+    be none. Attributes are read off by a second, small network that begins at full resolution, and by how much
+    there is of each colour: what tells designs apart (outlines, gradients, a palette) is lost in what makes names known
+    under any design.
+
+        logits = A [mean, maximum, deviation over positions](fine(x)) + 5 P histogram(x)
 
     width: channels of the first stage, of four; features are the 8 `width` channels of the last. fine: channels that the
-    second network begins with, of three stages. embedding: of the common space. text_width, depth, buckets, length: of the
-    text encoder.
+    second network begins with, of three stages. colours: bins of the histogram for each of red, green and blue. embedding:
+    of the common space. text_width, depth, buckets, length: of the text encoder.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
         *,
         width: int = 24,
         fine: int = 16,
+        colours: int = 16,
         embedding: int = 128,
         text_width: int = 96,
         depth: int = 1,
@@ -55,7 +61,8 @@ class ContrastiveJudge(Judge, name="contrastive"):
         trained: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(shape, classes, trained, drop=0.2)
-        self.width, self.fine_width, self.embedding, self.depth, self.buckets = width, fine, embedding, depth, buckets
+        self.width, self.fine_width, self.colours = width, fine, colours
+        self.embedding, self.depth, self.buckets = embedding, depth, buckets
         self.stem = conv(shape[0], width, stride=2)
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         blocks = []
@@ -69,12 +76,14 @@ class ContrastiveJudge(Judge, name="contrastive"):
             nn.BatchNorm2d(8 * fine),
         )
         self.head = nn.Linear(24 * fine, max(1, len(classes)))
+        self.palette = nn.Linear(colours ** min(shape[0], 3), max(1, len(classes)), bias=False)
         self.project = nn.Linear(widths[-1], embedding)
         info = DataInfo(tuple(shape), "image", captions=True)
         self.words = Text(info, width=text_width, depth=depth, length=length, buckets=buckets)
         self.project_words = nn.Linear(text_width, embedding)
         self.log_scale = nn.Parameter(torch.tensor(_FIRST))
         initialise(self)
+        nn.init.zeros_(self.palette.weight)
 
     @property
     def name(self) -> str:
@@ -85,6 +94,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
         return {
             "width": self.width,
             "fine": self.fine_width,
+            "colours": self.colours,
             "embedding": self.embedding,
             "text_width": self.words.width,
             "depth": self.depth,
@@ -102,10 +112,12 @@ class ContrastiveJudge(Judge, name="contrastive"):
 
     def forward(self, media: Tensor) -> Tensor:
         """media (B, C, H, W) of 0 ... 255 to the logits of all attributes (B, classes)."""
-        seen = F.relu(self.fine(scaled(self._checked(media))))
+        media = self._checked(media)
+        seen = F.relu(self.fine(scaled(media)))
         spread = (seen.var((2, 3), correction=0) + _LEAST).sqrt()
         logits: Tensor = self.head(self.drop(torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), spread], 1)))
-        return logits
+        palette: Tensor = self.palette(histogram(media, self.colours))
+        return logits + _REACH * palette
 
     def place(self, media: Tensor) -> Tensor:
         """Pictures (B, C, H, W) of 0 ... 255 to unit vectors (B, embedding)."""

@@ -22,6 +22,7 @@ from sfumato.recipes.cosine import rising_cosine
 
 OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss)
 NO_TONE = "none"
+_PLACES = 5  # along a side, between which a tint changes smoothly
 _TOLD = 100  # steps between two reports
 
 
@@ -68,7 +69,9 @@ class Looks:
     """How attributes are learned from looks: AdamW, up in a straight line and down along a cosine.
 
     rate: the highest. decay: of all weights. smoothing: of labels. shift: pixels in each direction that a batch is moved
-    round the edges, so that nothing is blurred; half of the pictures are mirrored.
+    round the edges, so that nothing is blurred; half of the pictures are mirrored. tint: levels of 256 by which the colours
+    of a picture are off at most, and again from place to place; noise: each value by itself. Without them a judge learns
+    palettes to the level, and colours that nobody sees to be off mislead it.
     """
 
     epochs: int = 36
@@ -78,6 +81,8 @@ class Looks:
     decay: float = 0.05
     smoothing: float = 0.05
     shift: int = 3
+    tint: float = 10.0
+    noise: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,7 +99,7 @@ def train_attributes(judge: ContrastiveJudge, data: Data, how: Looks, *, on_step
     train = data.split("train")
     batch = min(how.batch, len(train))
     steps = how.epochs * (len(train) // batch)
-    parts = [judge.fine, judge.head]
+    parts = [judge.fine, judge.head, judge.palette]
     parameters = [p for part in parts for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=how.rate, weight_decay=how.decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rising_cosine(step, steps, how.warmup))
@@ -105,7 +110,8 @@ def train_attributes(judge: ContrastiveJudge, data: Data, how: Looks, *, on_step
         for step in range(1, steps + 1):
             numbers, items = next(loader)
             index = train.indices[order(numbers)]
-            logits = judge(shifted(items.media.to(device).float(), how.shift, generator)).float()
+            media = shifted(items.media.to(device).float(), how.shift, generator)
+            logits = judge(tinted(media, how.tint, how.noise, generator)).float()
             loss = torch.zeros((), device=device)
             for name, values in meaning.labels.items():
                 right = torch.from_numpy(values[index]).to(device)
@@ -130,3 +136,13 @@ def shifted(media: Tensor, most: int, generator: torch.Generator) -> Tensor:
     )
     moved = media[:, :, rows][:, :, :, columns]
     return torch.where(flip, moved.flip(3), moved)
+
+
+def tinted(media: Tensor, tint: float, noise: float, generator: torch.Generator) -> Tensor:
+    """Pictures (B, C, H, W) of 0 ... 255, colours off by so many levels: as a whole, from place to place, by noise."""
+
+    def off(*sides: int) -> Tensor:
+        return torch.rand(*media.shape[:2], *sides, generator=generator, device=media.device) * 2 - 1
+
+    places = F.interpolate(off(_PLACES, _PLACES), size=media.shape[2:], mode="bilinear")
+    return (media + tint * (off(1, 1) + places) + noise * off(*media.shape[2:])).clamp(0, 255)

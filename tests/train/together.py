@@ -25,6 +25,7 @@ from tests.train.tiny import TinyData, make_task, make_trainer
 
 RANK = int(os.environ.get("RANK", "0"))
 BATCH = 16
+KEPT: list[Any] = []  # as sharded modules keep their group, whose threads then outlive it
 
 
 @final
@@ -143,6 +144,7 @@ def scenario(name: str, folder: Path, **more: Any) -> dict[str, Any]:
 def leave_early() -> None:
     """End while a thread of the group's, done with a tensor, waits for the interpreter in order to let go of it."""
     begin("ddp", "cpu")
+    KEPT.append(dist.group.WORLD)
     sys.setswitchinterval(100)
     work = dist.all_reduce(torch.ones(1000), async_op=True)
     if RANK == 1:

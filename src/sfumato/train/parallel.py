@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from sfumato.train.sequence import Neighbours
 from sfumato.train.task import Task
 
 KINDS = ("auto", "ddp", "fsdp", "hsdp")
+_LAST = 0.25  # seconds for which threads that are done with a tensor may still wait for a core and for Python's lock
 _TOGETHER = 1 << 26  # parameters of blocks that are gathered at once: 128 MiB in bfloat16
 
 
@@ -213,12 +215,15 @@ class _Process(Parallel):
         self._broken = False
 
     def close(self) -> None:
-        """End the group's threads, while Python still runs: one that lets go of a tensor afterwards aborts the process.
+        """Let the group's threads end while Python still runs: one that lets go of a tensor later aborts the process.
 
+        Ending the group joins them only where nothing else holds it, as FSDP2 does; so they are given time, and the lock.
         With NCCL not after an error, when others may be gone and whatever they have not answered would be waited for.
         """
-        if dist.is_initialized() and not (self._broken and self.device.type == "cuda"):
-            dist.destroy_process_group()
+        if dist.is_initialized():
+            time.sleep(_LAST)
+            if not (self._broken and self.device.type == "cuda"):
+                dist.destroy_process_group()
 
 
 class _Loss(nn.Module):

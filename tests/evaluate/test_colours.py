@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sfumato.errors import UserError
 from sfumato.evaluate.colours import histogram
 
 
@@ -36,11 +37,6 @@ def test_where_a_colour_is_does_not_matter(channels: int) -> None:
     assert histogram(media, 4).shape == (5, 4 ** min(channels, 3))
 
 
-def test_what_does_not_count_is_not_seen() -> None:
-    media = torch.randint(0, 256, (3, 4, 4, 4, 4)).float()
-    weight = (torch.rand(3, 4, 4, 4) < 0.5).float()
-    weight[2] = 0
-    found = histogram(media, 4, weight)
-    alone = histogram(media[:1].flatten(2)[:, :, weight[0].flatten() > 0], 4)
-    torch.testing.assert_close(found[:1], alone)
-    torch.testing.assert_close(found[2], torch.zeros(64))
+def test_one_bin_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 2"):
+        histogram(flat(1.0, 2.0, 3.0), 1)

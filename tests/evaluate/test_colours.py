@@ -37,6 +37,15 @@ def test_where_a_colour_is_does_not_matter(channels: int) -> None:
     assert histogram(media, 4).shape == (5, 4 ** min(channels, 3))
 
 
+def test_only_what_counts_is_counted() -> None:
+    media = torch.randint(0, 256, (2, 3, 4, 4, 4), dtype=torch.uint8)
+    counts = torch.rand(2, 4, 4, 4) < 0.3
+    counts[1] = False
+    found = histogram(media, 8, counts)
+    torch.testing.assert_close(found[:1], histogram(media[0, :, counts[0]][None], 8))
+    assert not found[1].any()
+
+
 def test_one_bin_is_refused() -> None:
     with pytest.raises(UserError, match="at least 2"):
         histogram(flat(1.0, 2.0, 3.0), 1)

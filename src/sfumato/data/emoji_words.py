@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sfumato.data.emoji_table import Row
 
 LONGEST = 64  # bytes of a caption in training: batches of one length are recorded once on a GPU
-_PLAIN, _BARE, _KEYWORDS = 0.45, 0.55, 0.62  # shares of the wordings, added up
+_PLAIN, _BARE, _KEYWORDS, _ALONE = 0.45, 0.55, 0.62, 0.67  # shares of the wordings, added up
 MIRRORED, MOVED = "mirrored", "off centre"
 
 
@@ -29,9 +29,9 @@ def caption(row: Row, style: str | None = None) -> str:
 def reworded(row: Row, draws: Sequence[float], moved: Sequence[str] = ()) -> str:
     """A caption that says the same in other words: a function of four numbers of [0, 1).
 
-    45% the plain one; 10% without the design; 7% keywords in place of the name; the rest with an article, the design in
-    front, or keywords behind; all but the plain one in small letters. What would be longer than `LONGEST` bytes leaves out
-    the design. moved: words for what was done to the picture, which are never left out.
+    45% the plain one; 10% without the design; 7% keywords in place of the name; 5% the design alone; the rest with an
+    article, the design in front, or keywords behind; all but the plain one in small letters. What would be longer than
+    `LONGEST` bytes leaves out the design. moved: words for what was done to the picture, which are never left out.
     """
     kind, which, order, more = draws
     style = f"{style_words(row.style)} emoji"
@@ -47,6 +47,8 @@ def reworded(row: Row, draws: Sequence[float], moved: Sequence[str] = ()) -> str
     if kind < _KEYWORDS and len(chosen) > 1:
         tone = [f"{row.tone} skin tone"] if row.tone else []
         return _fitting([", ".join([" ".join(chosen), *tone, *kept, style]).lower()], row, kept)
+    if _KEYWORDS <= kind < _ALONE:
+        return ", ".join([*kept, style])
     article = "an" if row.name[:1].lower() in "aeiou" else "a"
     named = f"{article} {said}" if order < 0.5 else said
     longer = f"{named}, {', '.join(chosen)}" if chosen and more < 0.4 else named

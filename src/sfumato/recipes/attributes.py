@@ -139,10 +139,13 @@ def shifted(media: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 
 def tinted(media: Tensor, tint: float, noise: float, generator: torch.Generator) -> Tensor:
-    """Pictures (B, C, H, W) of 0 ... 255, colours off by so many levels: as a whole, from place to place, by noise."""
+    """Pictures (B, C, H, W) or solids (B, C, X, Y, Z) of 0 ... 255, colours off by so many levels: as a whole, from place
+    to place, by noise."""
 
     def off(*sides: int) -> Tensor:
         return torch.rand(*media.shape[:2], *sides, generator=generator, device=media.device) * 2 - 1
 
-    places = F.interpolate(off(_PLACES, _PLACES), size=media.shape[2:], mode="bilinear")
-    return (media + tint * (off(1, 1) + places) + noise * off(*media.shape[2:])).clamp(0, 255)
+    sides = media.shape[2:]
+    mode = "bilinear" if len(sides) == 2 else "trilinear"
+    places = F.interpolate(off(*[_PLACES] * len(sides)), size=sides, mode=mode)
+    return (media + tint * (off(*[1] * len(sides)) + places) + noise * off(*sides)).clamp(0, 255)

@@ -17,6 +17,7 @@ from sfumato.data.order import Order
 from sfumato.errors import UserError
 from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.voxel_judge import VoxelJudge
+from sfumato.recipes.attributes import tinted
 from sfumato.recipes.judges import everything, judge_accuracy
 from sfumato.solid.grid import SYMMETRIES, symmetry
 from sfumato.train.device import choose_device, has_bf16, wait
@@ -26,6 +27,7 @@ _RATE = 3e-3
 _DECAY = 0.05
 _SMOOTHING = 0.1
 _SHIFT = 2
+_TINT, _NOISE = 6.0, 6.0  # levels of 256
 _USUAL = {"epochs": 30, "width": 16, "seed": 0}
 
 
@@ -33,8 +35,9 @@ def train_voxel_judge(data: Data, *, epochs: int = 30, width: int = 16, seed: in
     """A classifier of the labels of voxel models, trained on `data.split("train")`, scored on the held-out part.
 
     Cross-entropy with smoothed labels and AdamW on one cosine cycle; models are turned and mirrored (the 8 symmetries), moved
-    by up to 2 cells, and their colours shifted a little. On the CPU a function of (data, settings, seed). 2,436 models of
-    32^3: about 20 s on one H100, an hour on two cores. The global random state is left as it was.
+    by up to 2 cells, and their colours off by some levels, lest the judge know palettes to the level and be misled by
+    colours that nobody sees to be off. On the CPU a function of (data, settings, seed). 2,436 models of 32^3: about 20 s on
+    one H100, an hour on two cores. The global random state is left as it was.
     """
     info = data.info
     if info.kind != "voxels" or len(info.labels) < 2:
@@ -82,7 +85,7 @@ def _fit(judge: VoxelJudge, media: Tensor, labels: Tensor, epochs: int, seed: in
     optimizer = torch.optim.AdamW(judge.parameters(), lr=_RATE, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps, pct_start=0.2)
     order = Order(len(media), seed)
-    generator = torch.Generator().manual_seed(int(keys(seed, "moves", [0])[0]) >> 1)
+    generator = torch.Generator(media.device).manual_seed(int(keys(seed, "moves", [0])[0]) >> 1)
     for step in range(steps):
         here = torch.from_numpy(order(np.arange(step * batch, (step + 1) * batch, dtype=np.int64))).to(media.device)
         with torch.autocast(media.device.type, torch.bfloat16, enabled=has_bf16(media.device)):
@@ -99,11 +102,10 @@ def _moved(media: Tensor, generator: torch.Generator) -> Tensor:
     parts = []
     for number, part in enumerate(media.chunk(SYMMETRIES)):
         turned = symmetry(part, number) if media.shape[2] == media.shape[3] else part
-        shift = torch.randint(-_SHIFT, _SHIFT + 1, (2,), generator=generator).tolist()
+        shift = torch.randint(-_SHIFT, _SHIFT + 1, (2,), generator=generator, device=generator.device).tolist()
         parts.append(_shifted(turned, shift))
     moved = torch.cat(parts).float()
-    ink = (1 + 0.15 * (2 * torch.rand(len(moved), 3, 1, 1, 1, generator=generator) - 1)).to(moved.device)
-    return torch.cat([(moved[:, :3] * ink).clamp(0, 255), moved[:, 3:]], 1)
+    return torch.cat([tinted(moved[:, :3], _TINT, _NOISE, generator), moved[:, 3:]], 1)
 
 
 def _shifted(x: Tensor, shift: list[int]) -> Tensor:

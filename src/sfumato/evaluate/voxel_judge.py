@@ -68,7 +68,8 @@ class VoxelJudge(Judge, name="conv3d"):
 
     def forward(self, media: Tensor) -> Tensor:
         """media (B, 4, X, Y, Z) of 0 ... 255 to logits (B, classes)."""
-        palette: Tensor = self.palette(histogram(self._checked(media), self.colours, media[:, 3] > 127))
+        media = self._checked(media)
+        palette: Tensor = self.palette(histogram(media, self.colours, media[:, 3] > 127))
         return super().forward(media) + _REACH * palette
 
     def see(self, media: Tensor) -> Tensor:

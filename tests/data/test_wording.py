@@ -104,3 +104,10 @@ def test_data_without_captions_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 1, 3, 3), np.float32))
     with pytest.raises(UserError, match="has no captions"):
         Worded(data=Arrays(path=str(tmp_path / "x.npy"), layout="first"))
+
+
+def test_fixed_parts_are_never_left_out() -> None:
+    """Words that say what was done to an item are true or false, not a matter of taste."""
+    told = looks(400, "stairs, building, turned left", keep=0.3, fixed=("turned", "mirrored"))
+    assert all(text.endswith("turned left") for text in told)
+    assert any(text == "turned left" for text in told) and any("stairs" not in text and "building" in text for text in told)

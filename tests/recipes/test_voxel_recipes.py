@@ -147,7 +147,7 @@ def test_eval_says_all_scores_beside_real_ones(run: Path, capsys: pytest.Capture
 
 def test_recipes_choose_the_network_by_the_size_of_the_grid(place: Path) -> None:
     spec = load_recipe("voxels", {"data": str(place / "models.npz"), "data.size": "32", "size": "xs"})
-    made = prepare(spec.override("data.size", "32"))
+    made = prepare(spec.override("data.data.size", "32"))
     assert isinstance(made.task.model.denoiser.parameterization, X0)
     assert made.task.model.codec.shape == (32, 16, 16, 16)
     assert (

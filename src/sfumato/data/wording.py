@@ -16,7 +16,14 @@ from sfumato.errors import UserError
 
 
 def reword(
-    captions: list[str], draws: NDArray[np.float64], *, keep: float, shuffle: float, first: int, empty: float
+    captions: list[str],
+    draws: NDArray[np.float64],
+    *,
+    keep: float,
+    shuffle: float,
+    first: int,
+    empty: float,
+    fixed: tuple[str, ...] = (),
 ) -> list[str]:
     """B captions in other words, each a function of its own draw of [0, 1). See `Worded` for the settings."""
 
@@ -32,7 +39,7 @@ def reword(
         if quiet[row] < empty:
             made.append("")
             continue
-        kept = [i for i in range(len(parts)) if i < first or places[0][i][row] < keep]
+        kept = [i for i, part in enumerate(parts) if i < first or part.startswith(fixed) or places[0][i][row] < keep]
         if mixed[row] < shuffle:
             kept = kept[:first] + sorted(kept[first:], key=lambda i: places[1][i][row])
         made.append(", ".join(parts[i] for i in kept))
@@ -45,8 +52,9 @@ class Worded(Wrapped, name="worded"):
     """A set with captions of parts between commas ("red apple, fruit, food, fluent emoji"), worded anew for every look.
 
     data: the set. keep: share of the parts kept, each by itself. shuffle: share of looks in which the parts come in another
-    order. first: parts at the beginning that are always kept, in their place. empty: share of looks without a caption, which
-    asks for anything: beside `train.drop`, which drops every condition at once, this drops the text alone.
+    order. first: parts at the beginning that are always kept, in their place. fixed: parts that begin with one of these are
+    always kept too. empty: share of looks without a caption, which asks for anything: beside `train.drop`, which drops every
+    condition at once, this drops the text alone.
     Which wording is a function of the run's seed and the number of the look. Held-out items keep theirs. The choice among
     several captions of an item comes before.
     """
@@ -56,6 +64,7 @@ class Worded(Wrapped, name="worded"):
     shuffle: float = 0.5
     first: int = 1
     empty: float = 0.0
+    fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("keep", "shuffle", "empty"):
@@ -76,7 +85,7 @@ class Worded(Wrapped, name="worded"):
         return self._columns(self.data.columns(indices, draws), draws)
 
     def fingerprint(self) -> str:
-        return digest(self.data.fingerprint(), f"{self.keep} {self.shuffle} {self.first} {self.empty}")
+        return digest(self.data.fingerprint(), f"{self.keep} {self.shuffle} {self.first} {self.empty} {self.fixed}")
 
     def item_digest(self, index: int) -> str:
         return self.data.item_digest(index)
@@ -92,5 +101,6 @@ class Worded(Wrapped, name="worded"):
         captions = columns.get("caption")
         if draws is None or captions is None or isinstance(captions, Tensor):
             return columns
-        said = reword(list(captions), draws, keep=self.keep, shuffle=self.shuffle, first=self.first, empty=self.empty)
+        how = {"keep": self.keep, "shuffle": self.shuffle, "empty": self.empty}
+        said = reword(list(captions), draws, first=self.first, fixed=self.fixed, **how)
         return {**columns, "caption": said}

@@ -110,4 +110,6 @@ def test_fixed_parts_are_never_left_out() -> None:
     """Words that say what was done to an item are true or false, not a matter of taste."""
     told = looks(400, "stairs, building, turned left", keep=0.3, fixed=("turned", "mirrored"))
     assert all(text.endswith("turned left") for text in told)
-    assert any(text == "turned left" for text in told) and any("stairs" not in text and "building" in text for text in told)
+    assert any(text == "turned left" for text in told) and any(
+        "stairs" not in text and "building" in text for text in told
+    )

@@ -13,7 +13,9 @@ from sfumato.evaluate.colours import histogram
 from sfumato.evaluate.judge import Judge
 
 _COARSEST = 4
-_REACH = 5.0  # by which the palette's weights are larger than the optimizer sees them: they learn as quickly as the rest
+_REACH = (
+    5.0  # by which the palette's weights are larger than the optimizer sees them: they learn as quickly as the rest
+)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:

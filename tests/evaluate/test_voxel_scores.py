@@ -108,6 +108,22 @@ def test_a_judge_of_solids_tells_their_shapes(data: Voxels, tmp_path: Path) -> N
     assert torch.equal(again.predict(media), judge.predict(media))
 
 
+def test_a_judge_looks_at_colours_or_does_not(tmp_path: Path) -> None:
+    """Folders that were written before there was a histogram have no such setting."""
+    media = torch.full((2, 4, 8, 8, 8), 255, dtype=torch.uint8)
+    media[1, :3] = 17
+    plain, both = (VoxelJudge((4, 8, 8, 8), ("a", "b"), width=4, colours=n).eval() for n in (0, 16))
+    assert plain.palette is None and both.palette is not None
+    both.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(plain(media), both(media))  # a palette begins at nothing
+    both.palette.weight.data[0, 16**2 + 16 + 1] = 1.0  # the colour (17, 17, 17)
+    assert torch.allclose(both(media) - plain(media), torch.tensor([[0.0, 0.0], [5.0, 0.0]]))
+    plain.save(tmp_path / "judge")
+    text = (tmp_path / "judge" / "judge.json").read_text()
+    assert Judge.load(tmp_path / "judge").settings == {"width": 4, "colours": 0} and '"colours": 0' in text
+    assert VoxelJudge((4, 8, 8, 8), ("a", "b")).palette is None
+
+
 def test_judges_need_labelled_voxels() -> None:
     with pytest.raises(UserError, match="labels"):
         train_voxel_judge(Solids(count=10))

@@ -33,9 +33,10 @@ def _twice(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class VoxelJudge(Judge, name="conv3d"):
     """Convolutions, halving the sides down to 4; features are mean and maximum over all positions of the last stage.
 
-    To their logits come those of a linear layer of the occupied cells' histogram of colours, of colours^3 bins: it alone
-    tells more categories than shapes do. shape: (4, X, Y, Z). width: channels of the first stage, doubled in each of the next
-    up to 8 times as many. 0.9 million parameters and 256 features at 32^3 and width 16, beside 4,096 a class for colours.
+    To their logits come those of a linear layer of the occupied cells' histogram of colours, of colours^3 bins; 0 (which
+    folders without the setting mean): the convolutions alone see colours. shape: (4, X, Y, Z). width: channels of the first
+    stage, doubled in each of the next up to 8 times as many. 0.9 million parameters and 256 features at 32^3 and width 16,
+    beside 4,096 a class for 16^3 bins.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class VoxelJudge(Judge, name="conv3d"):
         classes: tuple[str, ...],
         *,
         width: int = 16,
-        colours: int = 16,
+        colours: int = 0,
         trained: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(shape, classes, trained, drop=0.3)
@@ -57,8 +58,9 @@ class VoxelJudge(Judge, name="conv3d"):
             channels, side = outputs, -(-side // 2)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(2 * channels, len(classes))
-        self.palette = nn.Linear(colours**3, len(classes), bias=False)
-        nn.init.zeros_(self.palette.weight)
+        self.palette = nn.Linear(colours**3, len(classes), bias=False) if colours else None
+        if self.palette is not None:
+            nn.init.zeros_(self.palette.weight)
 
     @property
     def name(self) -> str:
@@ -71,8 +73,11 @@ class VoxelJudge(Judge, name="conv3d"):
     def forward(self, media: Tensor) -> Tensor:
         """media (B, 4, X, Y, Z) of 0 ... 255 to logits (B, classes)."""
         media = self._checked(media)
+        logits: Tensor = super().forward(media)
+        if self.palette is None:
+            return logits
         palette: Tensor = self.palette(histogram(media, self.colours, media[:, 3] > 127))
-        return super().forward(media) + _REACH * palette
+        return logits + _REACH * palette
 
     def see(self, media: Tensor) -> Tensor:
         occupied = (media[:, 3:] > 127).to(media.dtype)

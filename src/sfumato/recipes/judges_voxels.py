@@ -27,6 +27,7 @@ _RATE = 3e-3
 _DECAY = 0.05
 _SMOOTHING = 0.1
 _SHIFT = 2
+_COLOURS = 16  # bins a channel of its histogram
 _TINT, _NOISE = 6.0, 6.0  # levels of 256
 _USUAL = {"epochs": 30, "width": 16, "seed": 0}
 
@@ -49,7 +50,7 @@ def train_voxel_judge(data: Data, *, epochs: int = 30, width: int = 16, seed: in
     media, labels = everything(data.split("train"))
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
         torch.manual_seed(int(keys(seed, "judge", [0])[0]) >> 1)
-        judge = VoxelJudge(info.shape, info.labels, width=width).to(place)
+        judge = VoxelJudge(info.shape, info.labels, width=width, colours=_COLOURS).to(place)
         _fit(judge.train(), media.to(place), labels.to(place), epochs, seed)
     judge.eval()
     score = judge_accuracy(judge, data.split("held_out"))

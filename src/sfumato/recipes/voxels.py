@@ -22,7 +22,7 @@ Size = Literal["xs", "s", "m"]
 _SIZES = {"xs": (16, 32, 256), "s": (32, 64, 1024), "m": (48, 96, 2048)}  # width of network and text, rows of its table
 _FOLDED = 16  # positions a side that the network works at
 _LONGEST = 96  # bytes of a prompt
-_MODELS: dict[str, Any] = {"outside": "spread", "specks": 0.1}  # no grey where a surface is in doubt, no crumbs
+_SPECKS = 0.1  # crumbs of less than a tenth are left out
 # Of "stairs, building, quaternius style, turned left": a name that was never seen must not drown what its kind looks like.
 _WORDING: dict[str, Any] = {"keep": 0.6, "shuffle": 0.0, "first": 0, "fixed": ("turned",)}
 
@@ -52,11 +52,11 @@ def voxels(
     side = info.shape[1]
     fold = max(1, side // _FOLDED) if side % _FOLDED == 0 else 1
     net: Spec[Network] = Spec(UNet, width=width, mults=(1, 2), blocks=1, attention=(1,), dropout=0.1)
-    codec = Spec(VoxelCodec, fold=fold, **_MODELS)
+    codec = Spec(VoxelCodec, fold=fold, specks=_SPECKS)
     if network == "dit":
         heads = max(2, width // 8)
         net = Spec(DiT, width=4 * width, depth=6, heads=heads, patch=max(2, side // 8), dropout=0.1)
-        codec = Spec(VoxelCodec, **_MODELS)
+        codec = Spec(VoxelCodec, specks=_SPECKS)
     conditioner: Spec[Conditioner] | None = None
     if condition == "picture":
         data = Spec(Pictured, data=data)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import UserError
 
+_REACH = 5.0  # by which weights are larger than the optimizer sees them: they learn as quickly as the rest of a judge
 _CHANNELS = 3  # of a histogram, which has bins ** channels numbers
 
 
@@ -34,3 +36,19 @@ def histogram(media: Tensor, bins: int, counts: Tensor | None = None) -> Tensor:
             at = at * bins + below[:, channel] + up
         shares.scatter_add_(1, at.long(), part)
     return (shares / whole.sum(1, keepdim=True).clamp(min=1)).sqrt()
+
+
+@final
+class Palette(nn.Linear):
+    """Logits of a histogram of colours, 5 P histogram(x): media (B, C, ...) of 0 ... 255 to (B, classes). P begins at zero.
+
+    channels: of media. bins: see `histogram`, as for counts.
+    """
+
+    def __init__(self, channels: int, bins: int, classes: int) -> None:
+        super().__init__(bins ** min(channels, _CHANNELS), classes, bias=False)
+        self.bins = bins
+        nn.init.zeros_(self.weight)
+
+    def forward(self, media: Tensor, counts: Tensor | None = None) -> Tensor:
+        return _REACH * super().forward(histogram(media, self.bins, counts))

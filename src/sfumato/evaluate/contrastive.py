@@ -14,14 +14,13 @@ from sfumato.conditioners import Text
 from sfumato.core import DataInfo
 from sfumato.errors import UserError, did_you_mean
 from sfumato.evaluate.architectures import Residual, conv, initialise, scaled
-from sfumato.evaluate.colours import histogram
+from sfumato.evaluate.colours import Palette
 from sfumato.evaluate.judge import Judge
 
 _BETWEEN = ": "  # "style: noto" is the value noto of the attribute style
 _BATCH = 256
 _FIRST = 2.659  # log of 1 / 0.07, the temperature that CLIP starts from
 _MOST = 4.605  # log of 100
-_REACH = 5.0  # by which a palette's weights are larger than the optimizer sees them: they learn as quickly as the rest
 _LEAST = 1e-4  # added to a variance before its root is taken
 
 
@@ -76,7 +75,7 @@ class ContrastiveJudge(Judge, name="contrastive"):
             nn.BatchNorm2d(8 * fine),
         )
         self.head = nn.Linear(24 * fine, max(1, len(classes)))
-        self.palette = nn.Linear(colours ** min(shape[0], 3), max(1, len(classes)), bias=False)
+        self.palette = Palette(shape[0], colours, max(1, len(classes)))
         self.project = nn.Linear(widths[-1], embedding)
         info = DataInfo(tuple(shape), "image", captions=True)
         self.words = Text(info, width=text_width, depth=depth, length=length, buckets=buckets)
@@ -116,8 +115,8 @@ class ContrastiveJudge(Judge, name="contrastive"):
         seen = F.relu(self.fine(scaled(media)))
         spread = (seen.var((2, 3), correction=0) + _LEAST).sqrt()
         logits: Tensor = self.head(self.drop(torch.cat([seen.mean((2, 3)), seen.amax((2, 3)), spread], 1)))
-        palette: Tensor = self.palette(histogram(media, self.colours))
-        return logits + _REACH * palette
+        palette: Tensor = self.palette(media)
+        return logits + palette
 
     def place(self, media: Tensor) -> Tensor:
         """Pictures (B, C, H, W) of 0 ... 255 to unit vectors (B, embedding)."""

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.evaluate.colours import histogram
+from sfumato.evaluate.colours import Palette
 from sfumato.evaluate.judge import Judge
 
 _COARSEST = 4
-_REACH = (
-    5.0  # by which the palette's weights are larger than the optimizer sees them: they learn as quickly as the rest
-)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv3d:
@@ -33,8 +30,8 @@ def _twice(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class VoxelJudge(Judge, name="conv3d"):
     """Convolutions, halving the sides down to 4; features are mean and maximum over all positions of the last stage.
 
-    To their logits come those of a linear layer of the occupied cells' histogram of colours, of colours^3 bins; 0 (which
-    folders without the setting mean): the convolutions alone see colours. shape: (4, X, Y, Z). width: channels of the first
+    To their logits come those of a `Palette` of the occupied cells, of colours^3 bins; 0 (which folders without the
+    setting mean): the convolutions alone see colours. shape: (4, X, Y, Z). width: channels of the first
     stage, doubled in each of the next up to 8 times as many. 0.9 million parameters and 256 features at 32^3 and width 16,
     beside 4,096 a class for 16^3 bins.
     """
@@ -58,9 +55,7 @@ class VoxelJudge(Judge, name="conv3d"):
             channels, side = outputs, -(-side // 2)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(2 * channels, len(classes))
-        self.palette = nn.Linear(colours**3, len(classes), bias=False) if colours else None
-        if self.palette is not None:
-            nn.init.zeros_(self.palette.weight)
+        self.palette = Palette(shape[0], colours, len(classes)) if colours else None
 
     @property
     def name(self) -> str:
@@ -76,8 +71,8 @@ class VoxelJudge(Judge, name="conv3d"):
         logits: Tensor = super().forward(media)
         if self.palette is None:
             return logits
-        palette: Tensor = self.palette(histogram(media, self.colours, media[:, 3] > 127))
-        return logits + _REACH * palette
+        palette: Tensor = self.palette(media, media[:, 3] > 127)
+        return logits + palette
 
     def see(self, media: Tensor) -> Tensor:
         occupied = (media[:, 3:] > 127).to(media.dtype)

@@ -67,7 +67,7 @@ def test_a_look_does_not_depend_on_its_neighbours() -> None:
 
 def test_held_out_items_keep_their_captions_and_the_rest_is_that_of_the_set() -> None:
     inner = Shapes(count=40)
-    data = Worded(data=inner, keep=0.0, first=0)
+    data = Worded(data=inner, keep=0.0, first=0, empty=1.0)
     assert data.columns([0, 1])["caption"] == inner.columns([0, 1])["caption"]
     for made in (data.columns([0, 1], np.array([0.2, 0.7])), data.fetch([0, 1], np.array([0.2, 0.7])).conditions):
         assert made["caption"] == ["", ""]
@@ -104,6 +104,18 @@ def test_data_without_captions_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 1, 3, 3), np.float32))
     with pytest.raises(UserError, match="has no captions"):
         Worded(data=Arrays(path=str(tmp_path / "x.npy"), layout="first"))
+
+
+def test_the_only_part_of_a_caption_is_never_left_out() -> None:
+    """A set of plain captions would lose its words at times: that is what `empty` is for."""
+    assert looks(200, "a pine tree", keep=0.0) == ["a pine tree"] * 200
+    assert looks(200, "a pine tree, turned left", keep=0.0, fixed=("turned",)) == ["a pine tree, turned left"] * 200
+    assert set(looks(50, "tree, plant", keep=0.0)) == {""}
+
+
+def test_a_fixed_part_begins_with_something() -> None:
+    with pytest.raises(UserError, match="fixed has an empty text"):
+        Worded(data=Shapes(count=16), fixed=("",))
 
 
 def test_fixed_parts_are_never_left_out() -> None:

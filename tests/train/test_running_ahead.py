@@ -43,11 +43,12 @@ def _task(data: Data, device: str) -> DiffusionTask:
     return task.to(device)
 
 
-def _step(task: DiffusionTask, data: Data, record: bool, dtype: torch.dtype) -> Step:
+def _step(task: DiffusionTask, data: Data, record: bool) -> Step:
     settings = Training(samples=1, batch=BATCH)
     optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
     micro = (data.fetch(np.arange(BATCH)), Draws(3, 0, BATCH))
-    return choose_step(task, optimizer, ema, dtype, lambda _: None, record=record, micro=micro, count=1, say=print)
+    half = torch.bfloat16
+    return choose_step(task, optimizer, ema, half, lambda _: None, record=record, micro=micro, count=1, say=print)
 
 
 def losses(step: Step, data: Data, order: list[int]) -> Tensor:
@@ -63,7 +64,7 @@ def losses(step: Step, data: Data, order: list[int]) -> Tensor:
 def test_a_recorded_step_reads_its_own_batch(kind: str) -> None:
     data, order = DATA[kind], list(range(STEPS))
     task = _task(data, "cuda")
-    steps = [_step(copy.deepcopy(task), data, record, torch.bfloat16) for record in (True, False)]
+    steps = [_step(copy.deepcopy(task), data, record) for record in (True, False)]
     assert [type(step) for step in steps] == [GraphStep, PlainStep]
     ours, theirs = (losses(step, data, order) for step in steps)
     other = losses(steps[1], data, order[1:] + order[:1])

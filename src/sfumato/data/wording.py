@@ -39,7 +39,10 @@ def reword(
         if quiet[row] < empty:
             made.append("")
             continue
-        kept = [i for i, part in enumerate(parts) if i < first or part.startswith(fixed) or places[0][i][row] < keep]
+        stays = [part.startswith(fixed) for part in parts]
+        if stays.count(False) == 1:
+            stays = [True] * len(parts)
+        kept = [i for i in range(len(parts)) if i < first or stays[i] or places[0][i][row] < keep]
         if mixed[row] < shuffle:
             kept = kept[:first] + sorted(kept[first:], key=lambda i: places[1][i][row])
         made.append(", ".join(parts[i] for i in kept))
@@ -51,10 +54,10 @@ def reword(
 class Worded(Wrapped, name="worded"):
     """A set with captions of parts between commas ("red apple, fruit, food, fluent emoji"), worded anew for every look.
 
-    data: the set. keep: share of the parts kept, each by itself. shuffle: share of looks in which the parts come in another
-    order. first: parts at the beginning that are always kept, in their place. fixed: parts that begin with one of these are
-    always kept too. empty: share of looks without a caption, which asks for anything: beside `train.drop`, which drops every
-    condition at once, this drops the text alone.
+    data: the set. keep: share of the parts kept, each by itself; the only part of a caption always is. shuffle: share of
+    looks in which the parts come in another order. first: parts at the beginning that are always kept, in their place.
+    fixed: parts that begin with one of these are always kept too, and do not count for that. empty: share of looks without
+    a caption, which asks for anything: beside `train.drop`, which drops every condition at once, this drops the text alone.
     Which wording is a function of the run's seed and the number of the look. Held-out items keep theirs. The choice among
     several captions of an item comes before.
     """
@@ -72,6 +75,8 @@ class Worded(Wrapped, name="worded"):
                 raise UserError(f"worded: {name} = {getattr(self, name)} must be a share, from 0 to 1")
         if self.first < 0:
             raise UserError(f"worded: first = {self.first} must be a number of parts, at least 0")
+        if "" in self.fixed:
+            raise UserError("worded: fixed has an empty text, and every part begins with that; leave it out")
         if not self.data.info.captions:
             raise UserError(f"worded: {self.data.where} has no captions; give data that has")
 

@@ -1,4 +1,4 @@
-"""`voxels`: coloured voxel models asked for in words, at 32^3; what the model that ships was trained with."""
+"""`voxels`: coloured voxel models asked for in words, at 32^3. The model that ships was trained with whole captions."""
 
 from __future__ import annotations
 

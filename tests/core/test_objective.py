@@ -37,6 +37,7 @@ from sfumato.core import (
     Unit,
     V,
     Velocity,
+    VelocityError,
     lift,
 )  # fmt: skip
 from sfumato.errors import UserError
@@ -157,6 +158,28 @@ def test_min_snr_is_the_papers_for_every_prediction() -> None:
     for parameterization, want in ((Eps(), least / snr), (V(), least / (snr + 1)), (X0(), least)):
         got = MinSNR(5.0)(process, TIMES, parameterization.coeffs(*process.scales(TIMES)))
         assert torch.allclose(got, want, rtol=1e-8), parameterization
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("parameterization", [X0(), V(), Velocity(), Karras(0.5)], ids=repr)
+def test_velocity_weight_is_the_error_of_the_velocity(process: Process, parameterization: Parameterization) -> None:
+    """|F - F*|^2 w = |v - v*|^2 where u is above `least`, v = eps - x0 read from the same x_t; there it is capped."""
+    alpha, sigma = process.scales(TIMES)
+    c = parameterization.coeffs(alpha, sigma)
+    off = 0.1 * (1 + TIMES)  # of the output
+    x0_off = c.c_out * off
+    v_off = x0_off / Velocity().coeffs(alpha, sigma).c_out  # F of `velocity` for the x0 that is off by so much
+    weight = VelocityError(least=0.0)(process, TIMES, c)
+    assert torch.allclose(weight * off.square(), v_off.square(), rtol=1e-9)
+    capped = VelocityError(least=0.3)(process, TIMES, c)
+    u = sigma / (alpha + sigma)
+    assert torch.allclose(capped, torch.where(u < 0.3, (c.c_out / 0.3).square(), weight), rtol=1e-9)
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.0])
+def test_a_velocity_weight_of_no_level_is_refused(least: float) -> None:
+    with pytest.raises(UserError, match="least"):
+        VelocityError(least=least)
 
 
 def test_edm_weight_is_one_on_its_own_output() -> None:

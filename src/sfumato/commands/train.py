@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from sfumato.commands.say import duration, facts, say, say_json, size
 from sfumato.commands.words import RUNS, find_run, only_settings, run_names
@@ -162,7 +163,25 @@ def _header(prepared: AnyPrepared, run: Run, device: str) -> str:
 
 def _model_line(prepared: Prepared) -> str:
     count = sum(p.numel() for p in prepared.task.model.parameters())
-    return f"{prepared.recipe.network.cls.kind}, {count:,} parameters, {_asked(prepared)}"
+    said = f"{prepared.recipe.network.cls.kind}, {count:,} parameters, {_asked(prepared)}"
+    narrow = _narrow(prepared)
+    return said if narrow is None else f"{said}\nproblem: {narrow}"
+
+
+def _narrow(prepared: Prepared) -> str | None:
+    """A network that has to give the noise back and is hardly wider than it (docs/processes.md, "Blind directions")."""
+    denoiser = prepared.task.model.denoiser
+    stem = getattr(denoiser.network, "stem", None)
+    if not isinstance(stem, nn.Module) or not isinstance(stem.weight, Tensor):
+        return None
+    width, numbers = stem.weight.shape[:2]
+    c = denoiser.parameterization.coeffs(*(torch.full((1,), 0.5, dtype=torch.float64) for _ in range(2)))
+    if float(c.k_eps) == 0 or width >= 2 * numbers:
+        return None
+    return (
+        f"{numbers} numbers a position and their noise go through {width} channels, and what is lost on the way stays in "
+        f"the samples as noise; set parameterization=x0 objective.weighting=velocity, or network.width={2 * numbers} or more"
+    )
 
 
 def _data_line(prepared: AnyPrepared) -> str:

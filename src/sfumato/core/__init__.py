@@ -40,7 +40,7 @@ from sfumato.core.process import Normal, Process, lift, on_device
 from sfumato.core.random import Draws, SampleNoise
 from sfumato.core.times import GeometricTimes, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from sfumato.core.views import score, velocity
-from sfumato.core.weighting import EDM, Likelihood, MinSNR, SigmaSquared, Sigmoid, Unit, Weighting
+from sfumato.core.weighting import EDM, Likelihood, MinSNR, SigmaSquared, Sigmoid, Unit, VelocityError, Weighting
 
 __all__ = [
     "EDM", "ELBO", "V", "VE", "VP", "X0", "Batch", "BetaGrid", "Coeffs", "Column", "Cond", "CondShape", "Cosine",
@@ -49,6 +49,6 @@ __all__ = [
     "LinspaceGrid", "LogNormalTimes", "LogSNRGrid", "LogSNRTimes", "LogisticGrid", "LogitNormalTimes", "Loss", "MinSNR",
     "NetDenoiser", "Network", "Normal", "Objective", "OptimalTransport", "Parameterization", "Planned", "Polynomial",
     "Process", "QuadraticGrid", "SampleNoise", "Shifted", "SigmaSquared", "Sigmoid", "SlicedScoreMatching", "SubVP", "Times",
-    "TunedGrid", "UniformGrid", "UniformTimes", "Unit", "Velocity", "Weighting", "beta_table", "gaussian_kl",
+    "TunedGrid", "UniformGrid", "UniformTimes", "Unit", "Velocity", "VelocityError", "Weighting", "beta_table", "gaussian_kl",
     "geometric_levels", "largest_distance", "lift", "on_device", "score", "velocity",
 ]  # fmt: skip

@@ -42,6 +42,27 @@ class Unit(Weighting, name="unit"):
 
 @final
 @dataclass(frozen=True)
+class VelocityError(Weighting, name="velocity"):
+    """1 on the error of the velocity eps - x0, whatever the network gives: the loss of flow matching for other outputs.
+
+        w = (c_out / max(u, least))^2,   u = sigma / (alpha + sigma), which is t of `flow`
+
+    least: below this u the weight grows no more; 0.05 is what Li & He, "Back to Basics: Let Denoising Generative Models
+    Denoise", 2025, take for a network that gives x0. With the parameterization `velocity` and least = 0 it is `unit`.
+    """
+
+    least: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least < 1:
+            raise UserError(f"the weighting velocity needs 0 <= least < 1, not {self.least}")
+
+    def __call__(self, process: Process, t: Tensor, c: Coeffs) -> Tensor:
+        return (c.c_out / c.c_noise.clamp(min=self.least)).square()
+
+
+@final
+@dataclass(frozen=True)
 class SigmaSquared(Weighting, name="sigma-squared"):
     """sigma^2 on the error of the score, which is 1 on the error of eps, whatever the network gives.
 

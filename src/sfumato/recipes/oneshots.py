@@ -7,12 +7,13 @@ from typing import Literal
 
 from sfumato.codecs import Codec, Mel
 from sfumato.conditioners import Reference
-from sfumato.core import DataInfo, DenoisingLoss, LogitNormalTimes
+from sfumato.core import DataInfo
 from sfumato.data import Clips, Data, Referenced
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
 from sfumato.pipeline import Sampling
+from sfumato.recipes.aim import aim
 from sfumato.recipes.base import Recipe, recipe
 from sfumato.recipes.image import batch_for, conditioner_for, title_of
 from sfumato.recipes.speech import vocos
@@ -68,7 +69,7 @@ def sounds(
         codec=made,
         network=Spec(UNet, width=width, mults=(1, *(2,) * (levels - 1)), blocks=1, dropout=0.1 if few else 0.0),
         conditioner=Spec(Reference, width=2 * width) if referenced else conditioner_for(opened, width),
-        objective=DenoisingLoss(times=LogitNormalTimes()),
+        **aim(shape[0], width),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(
             batch=batch_for(shape, positions),

@@ -6,13 +6,14 @@ from typing import Literal
 
 from sfumato.codecs import Codec, Mel, Vocoder, Vocos
 from sfumato.conditioners import Conditioner, Reference, Text, Together
-from sfumato.core import DenoisingLoss, LogisticGrid, LogitNormalTimes
+from sfumato.core import LogisticGrid
 from sfumato.data import Clips, Data, Referenced
 from sfumato.data.digits import WORDS
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
 from sfumato.pipeline import Sampling
+from sfumato.recipes.aim import aim
 from sfumato.recipes.base import Recipe, recipe
 from sfumato.samplers import DPMpp2M
 from sfumato.spec import Spec
@@ -20,6 +21,7 @@ from sfumato.train import Training
 
 Size = Literal["xs", "s"]
 CAPTIONS = ("speaker {speakers} says {labels}", "{speakers} says {labels}", "{labels}, spoken by {speakers}")
+BANDS = 64  # of `Mel`, as it comes
 SECONDS = 1.024  # 8,192 samples, 128 frames
 
 # widths: of the U-Net's levels. batch, lr: of AdamW
@@ -60,7 +62,7 @@ def digits_speech(
         codec=mel_codec(vocoder),
         network=Spec(UNet, width=width, mults=mults, blocks=1, attention=(1, 2), dropout=0.1),
         conditioner=asked,
-        objective=DenoisingLoss(times=LogitNormalTimes()),
+        **aim(BANDS, width),
         sampling=_sampling(),
         train=Training(
             batch=batch,

@@ -172,12 +172,14 @@ def main() -> None:
     assert isinstance(data, Sounds)
     judges = {c: _judge(args, data, c).to(device) for c in COLUMNS}
     ours, pipeline = _ours(args, data_spec, out, judges, data)
+    print(f"ours: {json.dumps(ours, default=str)}", flush=True)
     codec = pipeline.model.codec
     train = np.flatnonzero(~data.held_out_mask())
     with torch.no_grad():
         parts = [data.fetch(train[i : i + 256]).media.to(device) for i in range(0, len(train), 256)]
         fields = torch.cat([codec.whiten(codec.encode(part)) for part in parts])
     model, theirs = train_peer(fields, _pairs(data)[train].to(device), args, device)
+    print(f"peer: {json.dumps(theirs)}", flush=True)
     began = time.monotonic()
     peer: Any = PeerPipeline(model, codec, data, device, 4 if args.quick else STEPS)
     theirs["scores"] = _plain(peer, data, judges, args.n)

@@ -88,7 +88,7 @@ CC BY-SA 4.0.
 
 ## Training
 
-A 1-D U-Net over log-mel bands (64 x 128) with a byte-level text encoder, flow matching with velocity,
+A 1-D U-Net over log-mel bands (64 x 128) with a byte-level text encoder, flow matching whose network gives x0,
 {training}. The vocoder took {vocoder} minutes and the judges {judges} s on top. `sfumato show speech` prints
 every setting, `{command}` trains it again.
 
@@ -102,9 +102,8 @@ classifiers of real training recordings (`judges/`); they are right on {label:.1
 
 ## Limits
 
-It says ten words in six voices and nothing else: any other prompt gives one of these or a mixture of them. It
-does not always know when to begin: some words come late, cut short by the end, or after a fragment of
-themselves; {in_parts} of the samples have a pause inside. Highs are a little weaker than in recordings. A sound is
+It says ten words in six voices and nothing else: any other prompt gives one of these or a mixture of them. {in_parts}
+of the samples have a pause inside. Highs are a little weaker than in recordings. A sound is
 at most 1.024 s long; `seconds=` above that gives the word and then what the model makes of the rest. The voices are
 those of real persons who gave their recordings to the data set; do not use them to pass for these persons.
 """

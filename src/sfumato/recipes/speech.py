@@ -82,11 +82,10 @@ def digits_speech(
 def _sampling() -> Sampling:
     """Some fresh noise, and more of the steps far up in it, where it is decided when a word begins.
 
-    The model that ships put a pause into 7% of its samples with a deterministic solver, whatever the guidance, and into 2%
-    with this one (docs/audio.md).
+    Nearer to recordings than 20 deterministic steps: in log-mel statistics 0.94 against 1.12, of 360 samples (docs/audio.md).
     """
     grid = LogisticGrid(center=-1.5, scale=2.0)
-    return Sampling(solver=DPMpp2M(eta=0.5), grid=grid, steps=30, guidance=ClassifierFree(scale=2.0))
+    return Sampling(solver=DPMpp2M(eta=0.5), grid=grid, steps=30, guidance=ClassifierFree(scale=1.5))
 
 
 def spoken(data: Spec[Data]) -> Spec[Data]:

@@ -29,6 +29,7 @@ from sfumato.evaluate import (
     OdeLikelihood,
     Score,
     VariationalBound,
+    WalkError,
     alignment_scores,
     class_scores,
     draw,
@@ -58,7 +59,7 @@ OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", 
 _GROUP = "class_scores"  # all of them
 _FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
 _ALIGNMENT = "alignment"  # whether pictures show their captions, by a judge of words
-_METRICS = ("held_out", "nll", "bound", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _POINTS, _GROUP, *OF_SAMPLES)
+_METRICS = ("held_out", "nll", "bound", "walk", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _POINTS, _GROUP, *OF_SAMPLES)
 _OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS], [_VOXELS], [_POINTS])  # metrics whose n counts samples
 _USUAL = {
     "audio": _SOUNDS,
@@ -138,6 +139,7 @@ _SETTINGS: dict[str, type] = {
     "held_out": _HeldOut,
     "nll": OdeLikelihood,
     "bound": VariationalBound,
+    "walk": WalkError,
     _FEATURES: _Features,
     _ALIGNMENT: _Alignment,
     _SOUNDS: SoundScoring,
@@ -387,6 +389,14 @@ def _loss(job: _Job) -> _Found:
     return _Found({"held_out": score}, asdict(own))
 
 
+def _walk(job: _Job) -> _Found:
+    own: WalkError = job.own["walk"]
+    ratio = own(job.pipeline.model, job.data.split("held_out"), job.n, batch=job.items_at_a_time, seed=job.seed)
+    return _Found(
+        {"walk": Score(ratio, note="error of a walk over that of one step; an exact model has 1 to 2")}, asdict(own)
+    )
+
+
 def _likelihood(job: _Job, name: str) -> _Found:
     method: OdeLikelihood | VariationalBound = job.own[name]
     held_out, batch = job.data.split("held_out"), job.items_at_a_time
@@ -472,6 +482,7 @@ _WORK: dict[str, Callable[[_Job], _Found]] = {
     "held_out": _loss,
     "nll": partial(_likelihood, name="nll"),
     "bound": partial(_likelihood, name="bound"),
+    "walk": _walk,
     _FEATURES: _by_features,
     _ALIGNMENT: _by_words,
     _SOUNDS: _by_sounds,

@@ -25,6 +25,7 @@ from sfumato.evaluate.solid_sets import SetScores, set_scores
 from sfumato.evaluate.standard import Clip, DinoV2, Inception
 from sfumato.evaluate.voxel_judge import VoxelJudge
 from sfumato.evaluate.voxels import voxel_scores
+from sfumato.evaluate.walk import WalkError
 
 __all__ = [
     "PRDC",
@@ -81,6 +82,7 @@ __all__ = [
     "SetScores",
     "SoundJudge",
     "VoxelJudge",
+    "WalkError",
     "set_scores",
     "sound_scores",
     "voxel_scores",

@@ -119,7 +119,8 @@ def evaluate(
 
     metrics=held_out,nll,bound,walk,features,class_scores n=512 seed=0 batch=64 dtype=bf16 data=PATH judge=FOLDER, and the
     settings of each metric: draws=4 divergence=exact probes=2 evaluations=100 (nll), times=64 bound.steps=1000 (bound),
-    level=0.6 walk.steps=16 (walk: errors that grow from step to step), samples=10000 extractor=FOLDER|inception:FILE|dinov2:FOLDER|clip:FOLDER guidance=2 steps=20 (features), each=100 (class_scores),
+    level=0.6 walk.steps=16 (walk: errors that grow from step to step), samples=10000
+    extractor=FOLDER|inception:FILE|dinov2:FOLDER|clip:FOLDER guidance=2 steps=20 (features), each=100 (class_scores),
     judge=FOLDER|clip:FOLDER among=100 pictures=500 (alignment: whether pictures show their captions).
     """
     if compare is not None:

@@ -24,8 +24,8 @@ class WalkError:
 
         ratio = E |walk(x_u) - x0|^2 / E |D(x_u) - x0|^2,      D(x_u) = E[x0 | x_u]
 
-    An exact model has 1 to 2: 1 where x_u decides x0, 2 where the walk ends at any other x0 that has the same x_u (for
-    Gaussian data it is 1 + (1 - r) / (1 + r), r the correlation of x0 and x_u). Far above 2, something grows on the way.
+    1 where x_u decides x0, 2 where a walk ends at an x0 that is drawn anew from those which x_u allows. An exact model of
+    Gaussian data has 1 + (1 - r) / (1 + r), r the correlation of x0 and x_u. Far above 2, something grows on the way.
     """
 
     level: float = 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from sfumato.commands.train import _narrow
 from sfumato.core import X0, DenoisingLoss, Karras, Parameterization, Unit, Velocity, VelocityError
@@ -55,3 +56,12 @@ def test_a_narrow_network_that_gives_the_noise_back_is_a_problem(
     spec = tones().with_(network=network, parameterization=parameterization).override("data.count", 64)
     said = _narrow(prepare(spec))
     assert said is None if told is None else said is not None and told in said
+
+
+def test_what_is_told_beside_the_field_does_not_count() -> None:
+    """Self-conditioning doubles what goes into the network, and not what has to come out."""
+    network = Spec(UNet, width=80, mults=(1,))
+    spec = tones().with_(network=network, parameterization=Velocity(), objective=DenoisingLoss(self_conditioning=0.5))
+    made = prepare(spec.override("data.count", 64))
+    stem = made.task.model.denoiser.network.stem
+    assert isinstance(stem, nn.Module) and stem.weight.shape[1] == 80 and _narrow(made) is None

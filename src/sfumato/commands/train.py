@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sfumato.commands.say import duration, facts, say, say_json, size
 from sfumato.commands.words import RUNS, find_run, only_settings, run_names
-from sfumato.core import DataInfo
+from sfumato.core import CondShape, DataInfo
 from sfumato.errors import UserError
 from sfumato.recipes import AnyPrepared, Prepared, Recipe, check_init, load_recipe, prepare_any, recipes, slug, start
+from sfumato.recipes.aim import roomy
 from sfumato.request import word_of
 from sfumato.spec import Spec, dump_yaml
 from sfumato.train import Estimate, Result, Run, Silent, Terminal
@@ -174,9 +175,11 @@ def _narrow(prepared: Prepared) -> str | None:
     stem = getattr(denoiser.network, "stem", None)
     if not isinstance(stem, nn.Module) or not isinstance(stem.weight, Tensor):
         return None
-    width, numbers = stem.weight.shape[:2]
+    channels, cond = prepared.task.model.codec.shape[0], getattr(denoiser.network, "cond", CondShape())
+    # what is told beside the field goes in there too, and need not come out
+    width, numbers = stem.weight.shape[0], stem.weight.shape[1] * channels // (channels + cond.concat)
     c = denoiser.parameterization.coeffs(*(torch.full((1,), 0.5, dtype=torch.float64) for _ in range(2)))
-    if float(c.k_eps) == 0 or width >= 2 * numbers:
+    if float(c.k_eps) == 0 or roomy(numbers, width):
         return None
     return (
         f"{numbers} numbers a position and their noise go through {width} channels, and what is lost on the way stays in "

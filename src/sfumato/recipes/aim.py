@@ -7,6 +7,11 @@ from typing import Any
 from sfumato.core import X0, DenoisingLoss, LogitNormalTimes, Velocity, VelocityError
 
 
+def roomy(channels: int, width: int) -> bool:
+    """Whether so many channels carry a field and its noise: twice as many as it has, a rule of thumb."""
+    return width >= 2 * channels
+
+
 def aim(channels: int, width: int) -> dict[str, Any]:
     """`parameterization` and `objective` for fields of so many channels and a U-Net of such a width.
 
@@ -14,7 +19,7 @@ def aim(channels: int, width: int) -> dict[str, Any]:
     in the noise: a direction that a narrow network does not carry keeps its noise with velocity, and with x0 becomes the mean
     (docs/processes.md, "Blind directions").
     """
-    if width >= 2 * channels:
+    if roomy(channels, width):
         return {"parameterization": Velocity(), "objective": DenoisingLoss(times=LogitNormalTimes())}
     times = LogitNormalTimes(mean=0.5, std=1.3)
     return {"parameterization": X0(), "objective": DenoisingLoss(times=times, weighting=VelocityError())}

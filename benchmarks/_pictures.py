@@ -51,12 +51,14 @@ def everything(data: Data) -> Tensor:
     return torch.cat([data.fetch(range(i, min(i + 256, len(data)))).media for i in range(0, len(data), 256)])
 
 
-def judge_of(data: Data, folder: Path, device: torch.device, epochs: int = 20) -> Judge:
-    """The judge of a folder, trained on the training part if there is none."""
+def judge_of(data: Data, folder: Path, device: torch.device, epochs: int = 20, seed: int = 0) -> Judge:
+    """The judge of a folder, trained on the training part if there is none; another network for every seed."""
     if (folder / "judge.json").is_file():
         return Judge.load(folder)
     small = device.type != "cuda"
-    schooling = Schooling(epochs=1 if small else epochs, batch=32 if small else 128, rate=0.05, cut=0 if small else 32)
+    schooling = Schooling(
+        epochs=1 if small else epochs, batch=32 if small else 128, rate=0.05, cut=0 if small else 32, seed=seed
+    )
     judge = train_picture_judge(data, "vgg", schooling=schooling, device=device, width=4 if small else 32)
     judge.save(folder)
     return judge

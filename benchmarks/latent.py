@@ -6,7 +6,8 @@
 DATA: as of benchmarks.autoencoder. CODEC: the run of an autoencoder (benchmarks.autoencoder --keep makes one). Both models
 are the recipe `image` at size m, unconditional, asked for nothing but the codec; the latent one reads latents that are
 encoded first, whose time is given and not counted. Distances are Frechet's, of samples to all training pictures, in the
-features of a judge that is trained on the data's labels if FOLDER has none; beside them that of held-out pictures.
+features of a judge that is trained on the data's labels if FOLDER has none (from another seed than the one that
+benchmarks.autoencoder takes for its perceptual loss); beside them that of held-out pictures.
 
 Rows, ours the latent model and `peer` the pixel one: pictures learnt a second, pictures sampled a second, Frechet distance.
 Needs, with 4 minutes: about 12 minutes of one GPU, of which 8 are training; the rest is sampling and, once, the judge.
@@ -121,7 +122,7 @@ def main(words: list[str] | None = None) -> list[Row]:
     device = torch.device(args.device)
     size = {"size": str(args.tiny_side)} if args.tiny else {}
     data = opened(args.data, args.tiny_side if args.tiny else None)
-    judge = judge_of(data, args.judge, device)
+    judge = judge_of(data, args.judge, device, seed=1)
     with tempfile.TemporaryDirectory() as spare:
         latents = Path(spare) / "latents"
         begun = time.perf_counter()

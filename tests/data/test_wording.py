@@ -125,3 +125,25 @@ def test_fixed_parts_are_never_left_out() -> None:
     assert any(text == "turned left" for text in told) and any(
         "stairs" not in text and "building" in text for text in told
     )
+
+
+def test_a_name_is_swapped_at_its_share_and_only_beside_another_part() -> None:
+    names = ("horse", "lamp")
+    told = looks(4000, "stairs, building, turned left", fixed=("turned",), swap=0.3, names=names)
+    found = [text.split(", ")[0] for text in told]
+    assert {text.split(", ", 1)[1] for text in told} == {"building, turned left"}
+    for name in names:
+        assert abs(found.count(name) / 4000 - 0.15) < 4 * np.sqrt(0.15 * 0.85 / 4000)
+    assert looks(50, "stairs, turned left", fixed=("turned",), swap=1.0, names=names) == ["stairs, turned left"] * 50
+    kept = looks(400, "stairs, building", keep=0.5, swap=1.0, names=names)
+    assert {"", "stairs", "building", "horse, building", "lamp, building"} == set(kept)
+
+
+def test_names_are_those_of_the_training_part() -> None:
+    inner = Shapes(count=60)
+    data = Worded(data=inner, keep=1.0, shuffle=0.0, swap=1.0)
+    captions = inner.columns(np.flatnonzero(~inner.held_out_mask()))["caption"]
+    assert data._names == tuple(sorted({str(text).split(",")[0] for text in captions}))
+    assert data.fingerprint() != Worded(data=inner, keep=1.0, shuffle=0.0).fingerprint()
+    with pytest.raises(UserError, match="swap = 2 must be a share"):
+        Worded(data=inner, swap=2)

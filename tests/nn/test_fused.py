@@ -164,8 +164,15 @@ def test_in_bfloat16_the_fused_parts_are_as_near_to_float64_as_the_plain_ones(
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @pytest.mark.parametrize("n", [1, 4])
-def test_in_bfloat16_without_gradients_too(n: int) -> None:
-    shape, settings = (3, 32, 32), {"width": 64, "mults": (1, 2, 2)}
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((3, 32, 32), {"width": 64, "mults": (1, 2, 2)}),
+        ((3, 8, 8), {"width": 64, "mults": (1, 2, 2)}),  # a shortcut beside parts, of one input and of two
+        ((16, 431), {"width": 80, "mults": (1, 2, 4)}),
+    ],
+)
+def test_in_bfloat16_without_gradients_too(n: int, shape: tuple[int, ...], settings: dict[str, Any]) -> None:
     x, u, cond = torch.randn(n, *shape), torch.linspace(0.1, 0.9, n), Cond(tokens=torch.randn(n, 3, 6))
     network, half = _network(shape, settings).double(), torch.bfloat16
     with torch.no_grad():

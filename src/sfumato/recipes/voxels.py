@@ -24,7 +24,7 @@ _FOLDED = 16  # positions a side that the network works at
 _LONGEST = 96  # bytes of a prompt
 _SPECKS = 0.1  # crumbs of less than a tenth are left out
 # Of "stairs, building, quaternius style, turned left": a name that was never seen must not drown what its kind looks like.
-_WORDING: dict[str, Any] = {"keep": 0.6, "shuffle": 0.0, "first": 0, "fixed": ("turned",)}
+_WORDING: dict[str, Any] = {"keep": 0.75, "swap": 0.3, "shuffle": 0.0, "first": 0, "fixed": ("turned",)}
 
 
 @recipe("voxels")

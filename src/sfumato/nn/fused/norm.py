@@ -210,11 +210,14 @@ def mix(
         held, count, like = beside.data, beside.count, beside.like
         rows, wide = beside.data.shape[1:]
     else:
-        some = first if beside is None else beside
-        assert some is not None
-        held, count, like, rows = some, int(beside is not None), some, len(some)
-        wide = some.shape[1] if weight is None else weight.shape[0]
+        given = first if beside is None else beside
+        assert given is not None
+        held, count, like, rows = given, int(beside is not None), given, len(given)
+        wide = given.shape[1] if weight is None else weight.shape[0]
     out = torch.empty(rows, wide, dtype=like.dtype, device=like.device)
+    some = _or(
+        first, held
+    )  # stands in for a second part: what a loop of no turns would load must have the weight's type
     b1, b2 = [*[b for b in biases if b is not None], None, None][:2]
     tile: dict[str, int] = {"BLOCK_M": 64, "BLOCK_N": min(128, _power(wide)), "BLOCK_K": 16, "num_warps": 4}
     if weight is not None:
@@ -223,7 +226,7 @@ def mix(
         tile = {"BLOCK_M": 32, "BLOCK_N": max(16, min(32, _power(wide))), "BLOCK_K": 64, "num_warps": 4}
     _launch(
         "mix", (-(-wide // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"])),
-        held, _or(first, held), _or(second, held), _or(weight, held), _or(b1, held), _or(b2, held), out, rows,
+        held, some, _or(second, some), _or(weight, held), _or(b1, held), _or(b2, held), out, rows,
         N=wide, K1=0 if first is None else first.shape[1], K2=0 if second is None else second.shape[1],
         BESIDE=count, FIRST=first is not None, HAS_BIAS=b1 is not None, HAS_BIAS2=b2 is not None,
         PRODUCT=weight is not None, **tile,

@@ -42,17 +42,24 @@ def test_rates_of_a_budget_of_samples() -> None:
     assert rates(samples=100, lr=1.0, warmup=20, decay=0.4) == pytest.approx(expected)  # warm-up in samples
 
 
-def simulate(minutes: float, seconds_per_step: Any, reserved: float = 0.0) -> tuple[Pace, list[float], list[float]]:
-    """A run on a clock of its own: (pace at the end, rates, times at which steps end)."""
+def simulate(
+    minutes: float, seconds_per_step: Any, reserved: float = 0.0, every: float = 0.0
+) -> tuple[Pace, list[float], list[float]]:
+    """A run on a clock of its own: (pace at the end, rates, times at which steps end).
+
+    every: the share of the budget after which the throughput is measured, after the first steps; 0 for at every step.
+    """
     budget = Budget(Training(batch=10, minutes=minutes, lr=1.0, warmup=0.1, decay=0.5), Pace())
     found, times = [], []
-    pace = budget.pace
+    pace, measured = budget.pace, 0.0
     while not budget.done:
         found.append(budget.lr())
         budget.advance(10)
         pace.seconds += seconds_per_step(pace)
         times.append(pace.seconds)
-        budget.measure(pace.seconds, reserved)
+        if pace.step <= 10 or pace.seconds - measured >= every * 60 * minutes:
+            budget.measure(pace.seconds, reserved)
+            measured = pace.seconds
     return pace, found, times
 
 
@@ -78,6 +85,21 @@ def test_a_slow_first_step_is_forgotten() -> None:
     pace, _, _ = simulate(1.0, lambda pace: 10.0 if pace.step == 1 else 0.1)
     assert pace.seconds == pytest.approx(60, abs=0.3)
     assert pace.step == pytest.approx(501, abs=4)
+
+
+def test_a_slow_start_does_not_use_up_the_schedule() -> None:
+    """Thirty seconds at a twentieth of the speed: the rate begins to fall at half of the time, not of what was promised."""
+    apart: list[float] = []
+
+    def seconds(pace: Pace) -> float:
+        apart.append(pace.progress - pace.seconds / 300)
+        return 2.0 if pace.seconds < 30 else 0.1
+
+    pace, found, times = simulate(5.0, seconds, every=0.01)
+    assert pace.seconds == pytest.approx(300, abs=0.5) and pace.progress == 1.0
+    assert max(apart) < 0.05 and min(apart) > -0.08
+    assert all(lr == 1.0 for lr, at in zip(found, times) if 40 < at < 140)
+    assert max(abs(a - b) for a, b in pairwise(found[20:])) < 0.02 and found[-1] < 0.01
 
 
 def test_time_is_left_for_what_comes_after() -> None:

@@ -17,13 +17,13 @@ from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
 
-_ROUND = 8
+_ROUND = 32
 
 
 class Frozen(Conditioner, ABC):
     """Texts through an encoder that is not trained. Reads `caption`: B texts; a blank one means 'anything'.
 
-    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 8, and `vector`
+    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 32, and `vector`
     (B, P), the pooled vector brought to zero mean and unit deviation.
 
     The encoder is run by `prepare`, once for each text (`encoder.Embedder`); `forward` sees its embeddings. Its weights are

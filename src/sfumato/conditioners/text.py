@@ -18,7 +18,7 @@ from sfumato.nn import SelfAttention, grid_positions, rope_table
 
 _PAD, _NULL, _VOCABULARY = 256, 257, 258  # 0 to 255 are bytes
 _BEFORE, _BASE, _PRIME = 258, 48_271, 2**31 - 1  # of the hash of n-grams; 48271 (2^31 - 1) + 259 fits 64 bits
-_ROUND = 8  # lengths are rounded up, so that a compiled network meets few of them
+_ROUND = 32  # lengths are rounded up: a step is recorded for every one that a batch has, which takes seconds
 
 
 def ngram_buckets(ids: Tensor, longest: int, buckets: int) -> Iterator[Tensor]:
@@ -55,7 +55,7 @@ class Text(Conditioner, name="text"):
     A text is tidied first (`prompt.clean`), and a blank one is an empty one. In a prompt, `(word:1.3)` weighs the tokens of
     a word (`prompt.reweigh`).
     Gives `tokens` (B, L, width) with their mask, L = the longest text of the batch in bytes rounded up to a multiple
-    of 8, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
+    of 32, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
     Each byte is embedded with the byte sequences of 2 to `ngrams` that end at it, hashed into a table of `buckets` rows:
     most words are one of them, so that colours and names need not be spelled out by attention before they mean
     something. ngrams=1 leaves the bytes alone.
@@ -120,7 +120,7 @@ class Text(Conditioner, name="text"):
             start = text if len(text) <= 40 else text[:40] + "..."
             raise UserError(
                 f"the prompt '{start}' is {len(code)} bytes long and this model reads {self.length}: "
-                f"shorten it, or train with conditioner.length={-(-len(code) // _ROUND) * _ROUND}"
+                f"shorten it, or train with conditioner.length={-(-len(code) // 8) * 8}"
             )
         return code or [_NULL]
 

@@ -85,6 +85,10 @@ class Clock:
         self._queued = 0
         self._training += self.lap()
 
+    def uncounted(self, seconds: float) -> None:
+        """What has just taken so many seconds, since the last lap, is not of the budget."""
+        self._mark += seconds
+
     def stepped(self) -> None:
         """A step is made. Waits for the device now and then, and measures the throughput."""
         total, pace, rate = self.budget.total_seconds, self.pace, self.budget.rate()

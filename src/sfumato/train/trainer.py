@@ -237,7 +237,9 @@ class Trainer:
     def _step(self, micros: Sequence[Micro], lr: float) -> Micro:
         """One step; returns the last part of its batch."""
         assert self.step is not None
+        before = self.step.setup_seconds
         value, norm, bad, parts = self.step(micros, lr, self.pace.step + 1)
+        self._recorded(self.step.setup_seconds - before)
         first, size = self._next, self.settings.batch
         self.budget.advance(size)
         self.meter.add(value, norm, bad, parts, self.pace.step, (first, first + size - 1))
@@ -262,7 +264,16 @@ class Trainer:
             parallel=self.parallel,
             say=self._display.say,
         )
-        if (seconds := self.step.setup_seconds) > 1:
+        self._tell_recorded(self.step.setup_seconds)
+
+    def _recorded(self, seconds: float) -> None:
+        """A batch of another shape was met: the step was recorded for it too."""
+        if seconds > 0:
+            self.clock.uncounted(seconds)
+            self._tell_recorded(seconds)
+
+    def _tell_recorded(self, seconds: float) -> None:
+        if seconds > 1:
             self._display.say(f"the step was recorded for the GPU in {seconds:.0f} s, which the budget does not count")
 
     def _in_the_way(self, train: Data) -> str | None:

@@ -26,6 +26,7 @@ from sfumato.evaluate import (
     Extractor,
     Judge,
     JudgeExtractor,
+    LevelErrors,
     OdeLikelihood,
     Score,
     VariationalBound,
@@ -59,13 +60,11 @@ OF_SAMPLES = ("prompt_accuracy", "near_copies", "deviation", "coverage_pixels", 
 _GROUP = "class_scores"  # all of them
 _FEATURES = "features"  # Frechet and kernel distance, precision, recall, density, coverage, named after the extractor
 _ALIGNMENT = "alignment"  # whether pictures show their captions, by a judge of words
-_METRICS = ("held_out", "nll", "bound", "walk", _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _POINTS, _GROUP, *OF_SAMPLES)
+_OF_STEPS = ("held_out", "nll", "bound", "walk", "levels")
+_METRICS = (*_OF_STEPS, _FEATURES, _ALIGNMENT, _SOUNDS, _VOXELS, _POINTS, _GROUP, *OF_SAMPLES)
 _OF_SAMPLES = ([_FEATURES], [_ALIGNMENT], [_SOUNDS], [_VOXELS], [_POINTS])  # metrics whose n counts samples
-_USUAL = {
-    "audio": _SOUNDS,
-    "voxels": _VOXELS,
-    "points": _POINTS,
-}  # kind of media -> what is measured where nothing is asked for
+# Kind of media -> what is measured where nothing is asked for
+_USUAL = {"audio": _SOUNDS, "voxels": _VOXELS, "points": _POINTS}
 _KEYS = ("metrics", "n", "seed", "batch", "dtype", "data", "judge")
 _ITEMS = 512  # by default, where there are as many
 _DRAWN = 250  # samples at a time, by default
@@ -140,6 +139,7 @@ _SETTINGS: dict[str, type] = {
     "nll": OdeLikelihood,
     "bound": VariationalBound,
     "walk": WalkError,
+    "levels": LevelErrors,
     _FEATURES: _Features,
     _ALIGNMENT: _Alignment,
     _SOUNDS: SoundScoring,
@@ -395,6 +395,13 @@ def _walk(job: _Job) -> _Found:
     return _Found({"walk": Score(ratio, note="error of a walk over that of one step; 1 to 2 is sound")}, asdict(own))
 
 
+def _levels(job: _Job) -> _Found:
+    own: LevelErrors = job.own["levels"]
+    parts = job.data.split("held_out"), job.data.split("train")
+    found = own(job.pipeline.model, *parts, job.n, batch=job.items_at_a_time, seed=job.seed)
+    return _Found(found.scores(), asdict(own))
+
+
 def _likelihood(job: _Job, name: str) -> _Found:
     method: OdeLikelihood | VariationalBound = job.own[name]
     held_out, batch = job.data.split("held_out"), job.items_at_a_time
@@ -481,6 +488,7 @@ _WORK: dict[str, Callable[[_Job], _Found]] = {
     "nll": partial(_likelihood, name="nll"),
     "bound": partial(_likelihood, name="bound"),
     "walk": _walk,
+    "levels": _levels,
     _FEATURES: _by_features,
     _ALIGNMENT: _by_words,
     _SOUNDS: _by_sounds,

@@ -15,6 +15,7 @@ from sfumato.evaluate.frechet import Frechet, Moments, frechet, frechet_distance
 from sfumato.evaluate.heldout import held_out_loss
 from sfumato.evaluate.judge import Judge, Judged
 from sfumato.evaluate.kid import Kid, kid
+from sfumato.evaluate.levels import Level, LevelErrors, Levels
 from sfumato.evaluate.likelihood import LogDensity, OdeLikelihood
 from sfumato.evaluate.memorization import Memorization, memorization
 from sfumato.evaluate.neighbours import Nearest, nearest
@@ -46,6 +47,9 @@ __all__ = [
     "JudgeExtractor",
     "Judged",
     "Kid",
+    "Level",
+    "LevelErrors",
+    "Levels",
     "Likelihood",
     "LogDensity",
     "Memorization",

@@ -65,3 +65,10 @@ def test_other_files_and_folders_of_arrays(tmp_path: Path) -> None:
     (tmp_path / "a.npz").touch()
     with pytest.raises(UserError, match="name one, such as"):
         open_data(str(tmp_path))
+
+
+def test_a_set_made_of_another_one_is_named_by_its_settings() -> None:
+    spec = open_data("{type: worded, data: {type: shapes, count: 20}, keep: 0.5}")
+    assert len(spec.build()) == 20 and spec.settings["keep"] == 0.5
+    with pytest.raises(UserError, match="sharp"):
+        open_data("{type: shapes, sharp: 20}")

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.core.cond import Cond, CondShape
 from sfumato.errors import UserError
 from sfumato.nn import UNet
+from sfumato.nn.embed import absolute_positions, grid_positions
 from sfumato.nn.layers import head_count, norm_groups
 
 
@@ -290,3 +291,48 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(network(x, noise), network(x, noise))
     network.train()
     assert not torch.allclose(network(x, noise), network(x, noise))
+
+
+@pytest.mark.parametrize("shape", [(2, 256), (2, 64, 64), (2, 16, 16, 16)])
+def test_positions_are_added_at_the_coarsest_level(shape: tuple[int, ...]) -> None:
+    """With the layer at zero nothing changes; with it at one, the sinusoids of the coarsest positions are there."""
+    torch.manual_seed(0)
+    network = shaken(UNet(shape, CondShape(), width=16, mults=(1, 2), blocks=1, absolute=True))
+    x, u, seen = torch.randn(2, *shape), torch.tensor([0.2, 0.7]), []
+    network.middle[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(2)))
+    with torch.no_grad():
+        network.place.weight.zero_()
+        network.place.bias.zero_()
+        plain = network(x, u)
+        state = {k: v for k, v in network.state_dict().items() if not k.startswith("place")}
+        other = UNet(shape, CondShape(), width=16, mults=(1, 2), blocks=1)
+        other.load_state_dict(state)
+        assert torch.equal(other.eval()(x, u), plain)
+        network.place.weight.copy_(torch.eye(32))
+        network(x, u)
+    added = (seen[1] - seen[0])[1].T
+    grid = torch.tensor([n // 2 for n in shape[1:]])
+    assert torch.allclose(added, absolute_positions(grid_positions(grid.tolist()), 32), atol=1e-5)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_where_a_long_signal_ends_can_be_learned_with_positions_only(absolute: bool) -> None:
+    """Of a number e, 1 before e and 0 after it, of noise that tells nothing. Best without positions: e everywhere, whose
+    error is the mean of e (1 - e), 1/6."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"mults": (1, 1), "blocks": 1, "attention": (), "middle_attention": False}
+    network = UNet((1, 512), CondShape(vector=2), width=16, absolute=absolute, **settings)
+    optimizer, losses, steps = torch.optim.AdamW(network.parameters()), [], 150
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * min(1.0, (steps - step) / 80)
+        end = torch.rand(8)
+        want = (torch.arange(512) / 512 < end[:, None]).float()[:, None]
+        vector = torch.stack([end, 1 - end], 1) * 4 - 2
+        loss = (network(torch.randn(8, 1, 512), torch.ones(8), Cond(vector=vector)) - want).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    found = sum(losses[-20:]) / 20
+    assert found < 0.02 if absolute else found > 0.12

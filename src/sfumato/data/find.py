@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sfumato.data.arrays import Arrays
@@ -19,7 +20,7 @@ from sfumato.data.voxel_files import holds_models
 from sfumato.data.voxels import SUFFIXES, Voxels, holds_voxels
 from sfumato.errors import UserError, did_you_mean
 from sfumato.registry import members
-from sfumato.spec import Spec, parameters, parse
+from sfumato.spec import Spec, parameters, parse, typed
 
 _HUB = "hf:"
 _BY_SUFFIX: dict[str, type[Data]] = {".npz": Arrays, ".npy": Arrays, ".parquet": Parquet, ".tar": Tar}
@@ -31,8 +32,11 @@ def open_data(text: str) -> Spec[Data]:
     A registered name that needs no path (`digits`, `shapes`, one of the user's own); an .npz, .npy, .parquet or .tar
     file, or a pattern of the last two; a folder holding packed data, a data set of the `datasets` library, CIFAR-10,
     parquet files, tar shards, pictures, sounds, voxel models or meshes, or one .npy file an item; `hf:NAME` on the Hugging
-    Face hub; an address such as s3://bucket/train-*.tar, of tar shards unless it ends in .parquet.
+    Face hub; an address such as s3://bucket/train-*.tar, of tar shards unless it ends in .parquet; or a set with its
+    settings, `{type: NAME, setting: value}`, which may be made of another one.
     """
+    if isinstance(plain := typed(text), Mapping):
+        return parse(Data, plain, path="data")
     known = {k: c for k, c in members("data").items() if "path" not in parameters(c)}
     if text in known:
         return parse(Data, text)

@@ -15,7 +15,7 @@ from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn import fused
 from sfumato.nn.attention import CrossAttention, SelfAttention
-from sfumato.nn.embed import NoiseEmbedding, grid_positions, rope_table, sinusoids
+from sfumato.nn.embed import NoiseEmbedding, absolute_positions, grid_positions, rope_table
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
 from sfumato.nn.sizes import Size, sized
@@ -222,13 +222,6 @@ def unpatchify(tokens: Tensor, patch: tuple[int, ...], grid: tuple[int, ...], si
     for axis, n in enumerate(size, start=2):
         x = x.narrow(axis, 0, n)
     return x.contiguous()
-
-
-def absolute_positions(positions: Tensor, width: int) -> Tensor:
-    """Fixed sinusoids of each coordinate side by side, (N, width); channels left over are zero."""
-    axes = positions.shape[1]
-    each = width // axes
-    return F.pad(sinusoids(positions, each).flatten(1), (0, width - axes * each))
 
 
 def check_transformer(

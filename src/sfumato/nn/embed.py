@@ -57,6 +57,13 @@ def grid_positions(size: Sequence[int], device: torch.device | None = None) -> T
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
 
+def absolute_positions(positions: Tensor, width: int) -> Tensor:
+    """Fixed sinusoids of each coordinate side by side, (N, width); channels left over are zero."""
+    axes = positions.shape[1]
+    each = width // axes
+    return F.pad(sinusoids(positions, each).flatten(1), (0, width - axes * each))
+
+
 def rope_table(positions: Tensor, head_dim: int, base: float) -> Tensor:
     """Cosines and sines of axial rotary embedding: positions (N, d) to (2, N, head_dim // 2).
 

@@ -15,7 +15,7 @@ from sfumato.core.network import Network
 from sfumato.errors import UserError
 from sfumato.nn import fused
 from sfumato.nn.attention import CrossAttention, SelfAttention
-from sfumato.nn.embed import NoiseEmbedding
+from sfumato.nn.embed import NoiseEmbedding, absolute_positions, grid_positions
 from sfumato.nn.layers import (
     apply_conv,
     check_input,
@@ -164,6 +164,9 @@ class UNet(Network, name="unet"):
     groups: groups of every group norm; None: at most 32, with at least 8 channels in each.
     modulation: how the noise level and the condition's vector enter a block: `scale_shift` after its second norm, or
     `shift` before it (Ho et al., 2020).
+    absolute: fixed sinusoids of the position, through a learned layer, join the coarsest level. Without them the network
+    feels where it is by the border alone, which does not reach the middle of a long signal: that a sound ends after so many
+    seconds can't be learned there.
     outputs: fields given, each of C channels; a learned variance is a second one and sets it.
 
     A condition's `tokens` are attended to wherever there is attention; `vector` joins the noise embedding; `concat`
@@ -185,6 +188,7 @@ class UNet(Network, name="unet"):
         groups: int | None = None,
         dropout: float = 0.0,
         modulation: Modulation = "scale_shift",
+        absolute: bool = False,
         outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -226,6 +230,7 @@ class UNet(Network, name="unet"):
             if level < levels - 1:
                 self.shrink.append(Down(dims, at))
                 skips.append(at)
+        self.place = nn.Linear(at, at) if absolute else None
         self.middle = nn.ModuleList([block(at, at, middle_attention), block(at, at, False)])
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, outputs in reversed(list(enumerate(channels))):
@@ -263,6 +268,10 @@ class UNet(Network, name="unet"):
             x = torch.cat([x, cond.concat.to(x.dtype)], 1)
         h = apply_conv(self.stem, to_inner(x))
         h, skips = self._descend(h, mods, cond)
+        if self.place is not None:
+            grid = h.shape[-(len(self.shape) - 1) :]  # 1-D fields have a height of 1 in here
+            places = absolute_positions(grid_positions(grid, h.device), h.shape[1])
+            h = h + to_field(self.place(places.to(h.dtype))[None], h.shape[2:])
         for block in self.middle:
             mod, alone = next(mods)
             h = block(h, mod, None, cond.tokens, cond.mask, alone)

@@ -67,7 +67,9 @@ def sounds(
         title=title,
         data=data,
         codec=made,
-        network=Spec(UNet, width=width, mults=(1, *(2,) * (levels - 1)), blocks=1, dropout=0.1 if few else 0.0),
+        network=Spec(
+            UNet, width=width, mults=(1, *(2,) * (levels - 1)), blocks=1, dropout=0.1 if few else 0.0, absolute=True
+        ),
         conditioner=Spec(Reference, width=2 * width) if referenced else conditioner_for(opened, width),
         **aim(shape[0], width),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),

@@ -78,7 +78,8 @@ class Sound:
             "data": pattern % window, "codec": "{type: waveform, fold: 8}", "factor": "16", "channels": "16", **size,
         }  # fmt: skip
         model = {"size": "xs", "batch": "4"} if quick else {"size": "m", "batch": "64", "network.width": "80"}
-        self.model = ("sounds", {"data": pattern % self.length, **model})
+        noise = {"objective.times.mean": "0.8", "objective.times.std": "1.4"}  # ten seconds are decided far up in it
+        self.model = ("sounds", {"data": pattern % self.length, **noise, **model})
 
     def reconstruction(self, real: Tensor, made: Tensor, info: DataInfo) -> dict[str, Tensor]:
         far, off = stft_distance(real, made), log_mel_distance(real, made, info.rate)

@@ -210,7 +210,13 @@ def _plain(pipeline: Any, data: Sounds, judges: dict[str, Judge], n: int) -> dic
 
 def _table(args: argparse.Namespace, out: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     about = machine(gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-    settings = {**vars(args), "ours_parameters": ours["parameters"], "peer_parameters": theirs["parameters"]}
+    asked = {k: getattr(args, k) for k in ("minutes", "peer", "n", "quick")} | {"data": Path(args.data).name}
+    settings = {
+        **asked,
+        "vocoder": bool(args.vocoder),
+        "ours_parameters": ours["parameters"],
+        "peer_parameters": theirs["parameters"],
+    }
     rows = [_row("training", *(r["samples"] / r["seconds"] for r in (ours, theirs)), "samples/s", about, settings)]
     for name, score in ours["scores"].items():
         more = {**settings, "real": score["real"], "interval": score["interval"]}

@@ -12,12 +12,10 @@ from torch.nn import functional as F
 
 from sfumato.conditioners.base import Conditioner
 from sfumato.conditioners.encoder import Embedder, Encoder
-from sfumato.conditioners.prompt import Weighted, clean, padded, reweigh
+from sfumato.conditioners.prompt import ROUND, Weighted, clean, padded, reweigh
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
-
-_ROUND = 32
 
 
 class Frozen(Conditioner, ABC):
@@ -72,7 +70,7 @@ class Frozen(Conditioner, ABC):
         encoder = self.embedder.encoder
         rows = [next(embedded) if text else None for text in texts]
         longest = max((len(row.tokens) for row in rows if row is not None), default=1)
-        length = -(-longest // _ROUND) * _ROUND
+        length = -(-longest // ROUND) * ROUND
         tokens, mask = torch.zeros(len(rows), length, encoder.width), torch.zeros(len(rows), length, dtype=torch.bool)
         pooled = torch.zeros(len(rows), encoder.pooled_width)
         for i, row in enumerate(rows):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
+# Lengths of a batch of texts are rounded up to multiples of this: a step is recorded for each of them, which takes seconds.
+ROUND = 32
 MOST = 10.0  # the largest weight; 0 to 2 are usual
 _SYNTAX = r"\()"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

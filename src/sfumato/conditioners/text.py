@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.conditioners.base import Conditioner
-from sfumato.conditioners.prompt import Weighted, clean, padded, reweigh
+from sfumato.conditioners.prompt import ROUND, Weighted, clean, padded, reweigh
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
@@ -18,7 +18,6 @@ from sfumato.nn import SelfAttention, grid_positions, rope_table
 
 _PAD, _NULL, _VOCABULARY = 256, 257, 258  # 0 to 255 are bytes
 _BEFORE, _BASE, _PRIME = 258, 48_271, 2**31 - 1  # of the hash of n-grams; 48271 (2^31 - 1) + 259 fits 64 bits
-_ROUND = 32  # lengths are rounded up: a step is recorded for every one that a batch has, which takes seconds
 
 
 def ngram_buckets(ids: Tensor, longest: int, buckets: int) -> Iterator[Tensor]:
@@ -107,7 +106,7 @@ class Text(Conditioner, name="text"):
             raise UserError(f"captions come as one a sample, not as the single text '{column}'; write ['{column}']")
         coded = [self._bytes(text) for text in column]
         longest = max(map(len, coded), default=1)
-        ids = torch.full((len(coded), -(-longest // _ROUND) * _ROUND), _PAD, dtype=torch.int64)
+        ids = torch.full((len(coded), -(-longest // ROUND) * ROUND), _PAD, dtype=torch.int64)
         for row, code in zip(ids, coded):
             row[: len(code)] = torch.tensor(code)
         if not any(isinstance(text, Weighted) for text in column):

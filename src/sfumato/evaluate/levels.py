@@ -80,7 +80,7 @@ class LevelErrors:
         if not self.levels:
             raise UserError("levels: none are given; at least one log-SNR is needed")
         if any(not abs(level) <= _MOST for level in self.levels) or list(self.levels) != sorted(set(self.levels)):
-            raise UserError(f"levels={self.levels}: these are log-SNRs from {-_MOST:g} to {_MOST:g} in rising order")
+            raise UserError(f"levels={self.levels}: give log-SNRs from {-_MOST:g} to {_MOST:g} in rising order")
 
     @torch.no_grad()
     def __call__(self, model: Model, data: Data, train: Data, n: int = 64, *, batch: int = 64, seed: int = 0) -> Levels:

@@ -211,6 +211,7 @@ class GraphStep(Step):
         return self._graphs.get(key)
 
     def _record(self, tensors: Mapping[str, Tensor]) -> _Recorded:
+        torch.cuda.synchronize(self._device)  # what is still to be done of earlier steps is not of the recording
         begun = time.monotonic()
         sums = list(self._sums.values())
         kept = [total.clone() for total in sums]

@@ -52,7 +52,7 @@ from sfumato.solid.render import turntable
 from sfumato.train.device import choose_device, wait
 
 LENGTHS = (1.0, 4.5, 10.0)  # seconds
-AUDIBLE = 10 ** (-50 / 20)  # of a sound's peak, as in data `sequenced`
+AUDIBLE, WINDOW = -50.0, 0.02  # dB of the loudest window, and seconds of one
 PROMPTS = ["a pine tree", "a house", "a car", "a robot", "a red mushroom", "a wooden chair", "a sword", "a dog"]
 QUIET = {"train.evaluations": "0", "train.pictures": "0", "train.checkpoint_minutes": "100", "train.threads": "8"}
 
@@ -94,6 +94,7 @@ class Sound:
             "fd_mel": {"value": frechet(a, b, resamples=0).value, "real": frechet(a, c, resamples=0).value},
             **{test.__name__: float(test(made).float().mean()) for test in (silent, clipped)},
             "end_off_seconds": {"value": _off(made, asked, info.rate), "real": _off(real.media, asked, info.rate)},
+            "after_the_end_db": {"value": _rest(made, asked, info.rate), "real": _rest(real.media, asked, info.rate)},
         }
         words = [str(c) for c in real.conditions["caption"]][:8]
         for length in self.lengths:  # as a condition, in a window of the usual length; and cut to it
@@ -168,10 +169,23 @@ def _training(data: Data, n: int) -> Tensor:
 
 
 def _ends(sounds: Tensor, rate: int) -> Tensor:
-    """Seconds up to the last audible sample of each (N, c, T)."""
-    size = sounds.abs().amax(1)
-    heard = size > AUDIBLE * size.amax(1, keepdim=True)
-    return torch.where(heard, torch.arange(1, size.shape[1] + 1), 0).amax(1) / rate
+    """Seconds up to the end of the last audible window of each (N, c, T)."""
+    heard = _levels(sounds, rate) > AUDIBLE
+    return torch.where(heard, torch.arange(1, heard.shape[1] + 1), 0).amax(1) * round(WINDOW * rate) / rate
+
+
+def _levels(sounds: Tensor, rate: int) -> Tensor:
+    """Root mean square of windows of each (N, c, T), in dB of the loudest one: (N, T / window)."""
+    window = round(WINDOW * rate)
+    power = sounds.double().square().mean(1).unfold(1, window, window).mean(2)
+    return 10 * torch.log10((power / power.amax(1, keepdim=True).clamp_min(1e-12)).clamp_min(1e-12))
+
+
+def _rest(sounds: Tensor, asked: Tensor, rate: int) -> float:
+    """Level of what comes a tenth of a second and more after the end that was asked for, dB: the median of all windows."""
+    level = _levels(sounds, rate)
+    late = torch.arange(level.shape[1]) * WINDOW > asked[:, None] + 0.1
+    return float(level[late].median())
 
 
 def _off(sounds: Tensor, asked: Tensor, rate: int) -> list[float]:

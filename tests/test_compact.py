@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from sfumato import modelfolder
 from sfumato.compact import SCALE, compacted, expanded
+from sfumato.nn import ConvAutoencoder
 from tests.tiny import tiny_pipeline
 
 
@@ -43,6 +45,32 @@ def test_small_whole_and_one_dimensional_tensors_stay_as_they_are() -> None:
     found = compacted(kept)
     assert found.keys() == kept.keys() and all(torch.equal(found[k], kept[k]) for k in kept)
     assert all(torch.equal(v, kept[k]) for k, v in expanded(found).items())
+
+
+def test_an_autoencoder_keeps_half_precision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(64, 80, generator=generator) for name in ("codec.net.in", "network.in")}
+    found = compacted({**weights, "codec.net.large": 1e5 * torch.ones(64, 80)}, half="codec.net.")
+    assert {name: t.dtype for name, t in found.items() if SCALE not in name} == {
+        "codec.net.in": torch.float16, "network.in": torch.int8, "codec.net.large": torch.int8
+    }  # fmt: skip
+    back, was = found["codec.net.in"].float(), weights["codec.net.in"]
+    assert bool(((back - was).abs() <= 2**-11 * was.abs() + 2**-25).all())
+
+
+def test_sixteen_bits_of_an_autoencoder_are_heard_twenty_decibels_less_than_eight() -> None:
+    torch.manual_seed(0)
+    whole, rounded = (ConvAutoencoder((1, 256), factor=4, channels=4, width=32) for _ in range(2))
+    weights = {"codec.net." + name: tensor for name, tensor in whole.state_dict().items()}
+    x0 = torch.randn(2, *whole.latent_shape((256,)))
+
+    def noise(half: str | None) -> float:
+        modelfolder.fit(rounded, {k[10:]: v for k, v in expanded(compacted(weights, half)).items()}, "here")
+        with torch.no_grad():
+            wanted, found = whole.decode(x0), rounded.decode(x0)
+        return 10 * math.log10((found - wanted).square().mean() / wanted.square().mean())
+
+    assert noise("codec.net.") < noise(None) - 20
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

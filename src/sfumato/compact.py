@@ -12,13 +12,15 @@ _LEAST = 4096  # elements of a tensor that is made compact; smaller ones stay as
 _TOP = 127
 
 
-def compacted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def compacted(tensors: Mapping[str, Tensor], half: str | None = None) -> dict[str, Tensor]:
     """Floating-point tensors of two and more dimensions as int8 `NAME` and float32 `NAME@scale`; the others unchanged.
 
         q_ij = round(w_ij / s_i),   s_i = max_j |w_ij| / 127
 
     Rows are what lies along the first axis (R, ...), the scales (R,). The error of an element is at most s_i / 2. Rows of
     zeros come back as zeros. Raises ValueError for weights that are not finite.
+
+    half: how names begin of those that become float16 instead, with errors of at most 2^-11 of each element.
     """
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -28,6 +30,9 @@ def compacted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = tensor.detach().float().flatten(1)
         if not bool(torch.isfinite(rows).all()):
             raise ValueError(f"{name} holds values that are not finite")
+        if half is not None and name.startswith(half) and float(rows.abs().max()) <= torch.finfo(torch.float16).max:
+            made[name] = tensor.half()
+            continue
         scale = rows.abs().amax(1) / _TOP
         whole = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round().clamp(-_TOP, _TOP)
         made[name] = whole.to(torch.int8).view(tensor.shape)

@@ -139,9 +139,8 @@ class Text(Conditioner, name="text"):
     def _embed(self, ids: Tensor) -> Tensor:
         """(B, L) ids to (B, L, width): the byte and the hashed n-grams that end at it, of unit variance together."""
         x: Tensor = self.table(ids)
-        if self.hashed is not None:
-            for rows in ngram_buckets(ids, self.ngrams, self.buckets):
-                x = x + self.hashed(rows)
+        if self.hashed is not None:  # one look-up for all n: the gradient of each sorts its rows
+            x = x + self.hashed(torch.stack(list(ngram_buckets(ids, self.ngrams, self.buckets)))).sum(0)
         return x / math.sqrt(self.ngrams)
 
     def null(self, n: int) -> Cond:

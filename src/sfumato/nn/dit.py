@@ -18,7 +18,7 @@ from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, absolute_positions, grid_positions, rope_table
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
-from sfumato.nn.sizes import Size, sized
+from sfumato.nn.sizes import Size, hidden_width, sized
 from sfumato.nn.split import Split, TokenNetwork
 
 
@@ -123,7 +123,7 @@ class DiT(PatchNetwork, name="dit"):
 
     size: xs, s, b, l or xl, one dial for width, depth and heads (192, 6, 6 to 1152, 28, 16); each of them can be set.
     width: channels of a token; depth: blocks; heads: attention heads, width / heads channels each; mlp_ratio: hidden
-    width of the MLP over `width`.
+    width of the MLP over `width`; the next multiple of 16 is taken.
     patch: side of a patch along every axis, or one number an axis. Sizes that it does not divide are padded with zeros
     at the end and the output is cropped.
     qk_norm: RMS norm of queries and keys. rope_base: the slowest rotary wavelength is 2 pi times about this many
@@ -158,7 +158,7 @@ class DiT(PatchNetwork, name="dit"):
     ) -> None:
         super().__init__()
         width, depth, heads = sized(size, width, depth, heads)
-        hidden = int(mlp_ratio * width)
+        hidden = hidden_width(width, mlp_ratio)
         sides = check_transformer("dit", shape, width, heads, patch, dropout, rope_base)
         check_positive("dit", depth=depth, mlp_width=hidden, outputs=outputs)
         self.shape, self.cond, self.patch = tuple(shape), cond, sides

@@ -17,7 +17,7 @@ from sfumato.nn.dit import DiTBlock, PatchNetwork, add_gated, add_gated_modulate
 from sfumato.nn.embed import NoiseEmbedding
 from sfumato.nn.layers import apply_linear, check_input, check_positive, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
-from sfumato.nn.sizes import Size, sized
+from sfumato.nn.sizes import Size, hidden_width, sized
 from sfumato.nn.split import Split
 
 
@@ -169,7 +169,7 @@ class MMDiT(PatchNetwork, name="mmdit"):
     ) -> None:
         super().__init__()
         width, depth, heads = sized(size, width, depth, heads)
-        hidden = int(mlp_ratio * width)
+        hidden = hidden_width(width, mlp_ratio)
         sides = check_transformer("mmdit", shape, width, heads, patch, dropout, rope_base)
         check_positive("mmdit", depth=depth, mlp_width=hidden, outputs=outputs)
         if single < 0:

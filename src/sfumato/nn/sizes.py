@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 Size = Literal["xs", "s", "b", "l", "xl"]
@@ -24,3 +25,9 @@ def sized(size: Size, width: int | None, depth: int | None, heads: int | None) -
         whole[1] if depth is None else depth,
         whole[2] if heads is None else heads,
     )
+
+
+def hidden_width(width: int, mlp_ratio: float) -> int:
+    """Width inside an MLP: mlp_ratio * width, up to the next multiple of 16, in which GPUs multiply matrices; others take
+    several times as long."""
+    return 16 * math.ceil(mlp_ratio * width / 16)

@@ -169,15 +169,19 @@ def work(options: argparse.Namespace) -> None:
     judge = judge_of(data, folder, lessons, looks, str(device))
     tar(folder, out / "judge.tar")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
-    trained = {
+    trained: dict[str, Any] = {
         "gpu_minutes": round(result.seconds / 60, 2),
         "judge_minutes": round(judge.trained["seconds"] / 60, 2),
         "taught_steps": options.taught,
+        "dropped": dict(spec.leaves())["train.drop"],
         "machine": place,
         "versions": versions("sfumato"),
         "styles": list(data.styles),
         "judge": judge.weights_sha256,
     }
+    if options.init:
+        last = modelfolder.read_config(modelfolder.find_folder(options.init))["trained"]
+        trained["before"] = [*last.get("before", []), {key: last.get(key) for key in ("samples", "gpu_minutes")}]
     whole = Pipeline.load(scratch / "emoji")
     small = modelfolder.save_compact(scratch / "emoji", scratch / "compact" / "emoji", trained=trained)
     if not options.brief:

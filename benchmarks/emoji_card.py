@@ -51,7 +51,7 @@ trained on; {known} are known names in a design held out for them and {new} are 
 ## Training
 
 {network} with the byte-level text encoder `text`, flow matching with velocity, {samples:,} samples in {minutes:g} minutes on
-{gpu}. Captions are reworded, a tenth of them dropped; some pictures are mirrored or moved, which their captions say.
+{gpu}{before}. Captions are reworded, {dropped:.0%} of them dropped; some pictures are mirrored or moved, which their captions say.
 `sfumato show emoji` prints every setting, `python -m benchmarks.emoji` trains it again.
 
 ## Scores
@@ -89,6 +89,8 @@ def card(data: Emoji, pipeline: Pipeline, scores: Scores, judge: ContrastiveJudg
         samples=pipeline.trained.get("samples", 0),
         minutes=trained["gpu_minutes"],
         gpu=trained["machine"],
+        before="".join(f", after {b['samples']:,} in {b['gpu_minutes']:g}" for b in trained.get("before", [])),
+        dropped=trained["dropped"],
         guidance=scores.settings["guidance_scale"],
         steps=scores.settings["steps"],
         scores="\n".join(_row(name, score) for name, score in scores.metrics.items()),

@@ -128,7 +128,16 @@ class Solid:
         data = {"data": str(file), "data.size": "64"}
         self.autoencoder = {**data, "codec": "voxels", "factor": "4", "channels": "8", **size}
         # a latent has a quarter of the numbers of the folded field that the recipe's noise levels are for
-        noise = {"parameterization": "velocity", "objective.times.mean": "1.1", "sampling.grid.center": "-1.3"}
+        noise = {
+            "objective.times": "{type: logit-normal, mean: 1.1, std: 1.6}",
+            "sampling.grid": "{type: logistic, center: -1.3, scale: 2}",
+        }
+        noise |= {
+            "network": "unet",
+            "parameterization": "velocity",
+            "optimizer": "adamw",
+            "sampling.guidance.scale": "2",
+        }
         model = {"size": "xs", "batch": "4"} if quick else {"size": "m", "batch": "64", "lr": "1e-3"}
         self.model = ("voxels", {**data, **noise, **model})
 

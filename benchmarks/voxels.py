@@ -1,6 +1,6 @@
 """The voxel model that ships and its judge, trained and scored in one go on one GPU.
 
-    python -m benchmarks.voxels --data voxels32.npz --out DIR [--minutes 5] [--size m] [--network unet] [--judge FOLDER]
+    python -m benchmarks.voxels --data voxels32.npz --out DIR [--minutes 8] [--size m] [--network dit] [--judge FOLDER]
         [--set KEY=VALUE ...] [--quick]
 
 Trains the judge of categories (about half a minute), then the recipe `voxels` for so many minutes, then draws what every
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--size", default="m")
-    parser.add_argument("--network", default="unet")
+    parser.add_argument("--network", default="dit")
     parser.add_argument("--judge", type=Path, help="a folder of a judge, instead of training one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--device", default="auto")

@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [str(c) for c in data.columns(index)["caption"]]
     kinds = [data.describe(i).things[0].shape for i in range(40)]
     write_stored(folder / "models.npz", data.fetch(index).media.numpy(), caption=captions, category=kinds)
-    settings = {"network": "dit", "size": "xs", "samples": "16", "batch": "8", "evaluations": "0", "pictures": "1"}
+    settings = {"size": "xs", "samples": "16", "batch": "8", "evaluations": "0", "pictures": "1"}
     spec = load_recipe("voxels", {"data": str(folder / "models.npz"), **settings, "sampling.steps": "2"})
     trainer(spec, folder / "run", device="cpu").fit()
     return folder
@@ -145,18 +145,18 @@ def test_eval_says_all_scores_beside_real_ones(run: Path, capsys: pytest.Capture
     assert found["features"]["sha256"]
 
 
-def test_recipes_choose_the_network_by_the_size_of_the_grid(place: Path) -> None:
-    spec = load_recipe("voxels", {"data": str(place / "models.npz"), "data.size": "32", "size": "xs"})
+def test_recipes_fit_the_network_to_the_size_of_the_grid(place: Path) -> None:
+    models = {"data": str(place / "models.npz"), "size": "xs"}
+    tokens = [load_recipe("voxels", {**models, "data.size": side}).network.patch for side in ("16", "32", "64")]
+    assert tokens == [2, 4, 8]
+    spec = load_recipe("voxels", {**models, "data.size": "32", "network": "unet"})
     made = prepare(spec.override("data.data.size", "32"))
     assert isinstance(made.task.model.denoiser.parameterization, X0)
     assert made.task.model.codec.shape == (32, 16, 16, 16)
-    assert (
-        sum(
-            p.numel()
-            for p in prepare(load_recipe("voxels", {"data": str(place / "models.npz")})).task.model.parameters()
-        )
-        < 5e6
-    )
+    shipped = Pipeline.load("voxels")
+    ships = load_recipe("voxels", {"data": str(place / "models.npz")})
+    assert shipped.spec.network == ships.network.override("patch", 4) and shipped.sampling == ships.sampling.build()
+    assert shipped.spec.codec == ships.codec and shipped.spec.conditioner == ships.conditioner
     with pytest.raises(UserError, match="is for voxel models"):
         load_recipe("voxels", {"data": "digits"})
 

@@ -150,7 +150,7 @@ def ae(
     factor: positions of an axis that become one. channels: of the latent (4 for factor 8, 3 for less, 32 for 32 and more).
     adversarial: of the critic, which begins after 200,000 samples; 0 for none.
     codec: what the autoencoder works on (a spectrogram, say); by default the usual codec of the data. Sounds of
-    codec=waveform or spectrogram are also compared by their spectra (losses.stft=0.3).
+    codec=waveform or spectrogram are also compared by their spectra (losses.stft=0.3), voxels by squares (losses.norm=l2).
     """
     info, device = data.build().info, _device()
     scale = _SCALES[("xs" if device == "cpu" else "m") if size == "auto" else size]
@@ -196,6 +196,7 @@ def _losses(info: DataInfo, inner: Spec[Codec], adversarial: float) -> Reconstru
     """What an autoencoder of such media is trained on."""
     after = 200_000 if adversarial else 0
     if inner.cls not in (Waveform, Spectrogram):
-        return Reconstruction(adversarial=adversarial, after=after)
+        # of cells that are seldom occupied the median is "empty" and grey, which is what l1 asks for where it is not sure
+        return Reconstruction(norm="l2" if info.kind == "voxels" else "l1", adversarial=adversarial, after=after)
     windows = tuple(max(32, 2 ** round(math.log2(info.rate * seconds))) for seconds in _FRAMES)
     return Reconstruction(adversarial=adversarial, after=after, stft=_STFT, windows=windows)

@@ -51,7 +51,8 @@ trained on; {known} are known names in a design held out for them and {new} are 
 ## Training
 
 {network} with the byte-level text encoder `text`, flow matching with velocity, {samples:,} samples in {minutes:g} minutes on
-{gpu}{before}. Captions are reworded, {dropped:.0%} of them dropped; some pictures are mirrored or moved, which their captions say.
+{gpu}{before}. Captions are reworded, {dropped:.0%} of them dropped; some pictures are mirrored or moved, which their
+captions say.
 `sfumato show emoji` prints every setting, `python -m benchmarks.emoji` trains it again.
 
 ## Scores

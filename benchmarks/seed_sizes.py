@@ -311,7 +311,8 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     device = choose_device(asked.device)
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
-    about = {"machine": machine(gpu=gpu), "versions": versions("torch", "sfumato"), "settings": vars(asked)}
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(asked).items() if k != "out"}
+    about = {"machine": machine(gpu=gpu), "versions": versions("torch", "sfumato"), "settings": settings}
     with tempfile.TemporaryDirectory() as place:
         case = {"sound": Sound, "voxels": Solid}[asked.case](asked.data, asked.quick)
         report = run(case, asked, device, Path(place))

@@ -1,13 +1,13 @@
 """The voxel model that ships and its judge, trained and scored in one go on one GPU.
 
     python -m benchmarks.voxels --data voxels32.npz --out DIR [--minutes 8] [--size m] [--network dit] [--judge FOLDER]
-        [--set KEY=VALUE ...] [--quick]
+        [--set KEY=VALUE ...] [--brief] [--quick]
 
 Trains the judge of categories (about half a minute), then the recipe `voxels` for so many minutes, then draws what every
 held-out model shows and scores it as `sfumato eval` does. DIR gets model.tar (the model folder as it ships, weights in 8
 bits), weights.safetensors (all weights in bfloat16), judge.tar, metrics.json, captions.png (held-out captions: the real
-model above four samples), turntable.png, guidance.png and run.tar. --quick shows that all of it runs, in minutes on a CPU,
-and means nothing else.
+model above four samples), turntable.png, guidance.png and run.tar. --brief ends with the model: `sfumato eval` scores it
+anywhere. --quick shows that all of it runs, in minutes on a CPU, and means nothing else.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--judge", type=Path, help="a folder of a judge, instead of training one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--brief", action="store_true")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,8 @@ def run(asked: Any, place: Path) -> None:
     ships = settled(place / "compact", place / "voxels", trained=about, judges={"judge": judge})
     _pack(ships, asked.out / "model.tar")  # before it is scored: its card is written again afterwards
     say(f"8-bit model: {sum(f.stat().st_size for f in ships.iterdir() if f.is_file()):,} bytes")
+    if asked.brief:
+        return
     compact = Pipeline.from_pretrained(ships)
     if on_gpu:
         compact.to("cuda")

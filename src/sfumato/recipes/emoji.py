@@ -42,7 +42,7 @@ def emoji(*, data: Spec[Data], minutes: float = 6.0, size: Size = "m") -> Spec[R
         data=emoji_data(data),
         network=Spec(DiT, width=width, depth=depth, heads=max(2, width // _HEAD), patch=4, dropout=0.1),
         conditioner=Spec(Text, width=text, depth=layers, heads=4, length=_LONGEST, buckets=rows),
-        objective=DenoisingLoss(times=LogitNormalTimes()),
+        objective=DenoisingLoss(times=LogitNormalTimes(mean=1.2, std=1.5)),  # designs are decided far up in the noise
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=3.0)),
         train=Training(
             batch=batch,
@@ -51,6 +51,7 @@ def emoji(*, data: Spec[Data], minutes: float = 6.0, size: Size = "m") -> Spec[R
             lr=1e-3,
             decay=0.5,
             ema=(0.05, 0.1),
+            drop=0.15,
             evaluations=4,
             pictures=2,
             checkpoint_minutes=10.0,

@@ -52,7 +52,7 @@ from sfumato.solid.render import turntable
 from sfumato.train.device import choose_device, wait
 
 LENGTHS = (1.0, 4.5, 10.0)  # seconds
-AUDIBLE, WINDOW = -50.0, 0.02  # dB of the loudest window, and seconds of one
+LEVELS, WINDOW = (-25.0, -50.0), 0.02  # below which a sound has ended, in dB of the loudest window; seconds of one
 PROMPTS = ["a pine tree", "a house", "a car", "a robot", "a red mushroom", "a wooden chair", "a sword", "a dog"]
 QUIET = {"train.evaluations": "0", "train.pictures": "0", "train.checkpoint_minutes": "100", "train.threads": "8"}
 
@@ -93,7 +93,13 @@ class Sound:
         found: dict[str, Any] = {
             "fd_mel": {"value": frechet(a, b, resamples=0).value, "real": frechet(a, c, resamples=0).value},
             **{test.__name__: float(test(made).float().mean()) for test in (silent, clipped)},
-            "end_off_seconds": {"value": _off(made, asked, info.rate), "real": _off(real.media, asked, info.rate)},
+            **{
+                f"end_off_seconds at {level:g} dB": {
+                    "value": _off(made, asked, info.rate, level),
+                    "real": _off(real.media, asked, info.rate, level),
+                }
+                for level in LEVELS
+            },
             "after_the_end_db": {"value": _rest(made, asked, info.rate), "real": _rest(real.media, asked, info.rate)},
         }
         words = [str(c) for c in real.conditions["caption"]][:8]
@@ -101,7 +107,7 @@ class Sound:
             whole = pipeline(words, number=length, seed=99, output_type="pt").media
             size = round(length * info.rate)
             some = edit(pipeline, size=(size,), prompt=words, number=length, seed=99)
-            ends = [round(end, 3) for end in _ends(whole, info.rate).tolist()]
+            ends = [round(end, 3) for end in _ends(whole, info.rate, LEVELS[0]).tolist()]
             found[f"asked_{length:g}_s"] = {"ends_at": ends, "samples": size, "got": some.media.shape[-1]}
         return found
 
@@ -177,9 +183,9 @@ def _training(data: Data, n: int) -> Tensor:
     return train.fetch(np.arange(n) * len(train) // n).media
 
 
-def _ends(sounds: Tensor, rate: int) -> Tensor:
-    """Seconds up to the end of the last audible window of each (N, c, T)."""
-    heard = _levels(sounds, rate) > AUDIBLE
+def _ends(sounds: Tensor, rate: int, level: float) -> Tensor:
+    """Seconds up to the end of the last window of each (N, c, T) that is above a level, in dB of the loudest one."""
+    heard = _levels(sounds, rate) > level
     return torch.where(heard, torch.arange(1, heard.shape[1] + 1), 0).amax(1) * round(WINDOW * rate) / rate
 
 
@@ -197,9 +203,11 @@ def _rest(sounds: Tensor, asked: Tensor, rate: int) -> float:
     return float(level[late].median())
 
 
-def _off(sounds: Tensor, asked: Tensor, rate: int) -> list[float]:
-    """Median and 90% quantile of how far the ends are from where they should be, in seconds."""
-    return (_ends(sounds, rate) - asked).abs().quantile(torch.tensor([0.5, 0.9])).tolist()
+def _off(sounds: Tensor, asked: Tensor, rate: int, level: float) -> dict[str, float]:
+    """How far the ends are from where they should be, in seconds, and the share that is within half a second."""
+    off = (_ends(sounds, rate, level) - asked).abs()
+    median, most = off.quantile(torch.tensor([0.5, 0.9])).tolist()
+    return {"median": median, "90%": most, "within 0.5 s": float((off < 0.5).float().mean())}
 
 
 def fitted(name: str, settings: dict[str, str], folder: Path, device: torch.device) -> dict[str, Any]:

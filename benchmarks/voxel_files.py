@@ -4,9 +4,10 @@
                                      [--page report.html] [--json FILE]
 
 A sample of each of the first n held-out captions is written as GLB, OBJ, PLY and STL with each of the three surfaces, and
-opened again: how many open, and how many are watertight as they are loaded (`cubes` as GLB after its corners are merged). The
-picture has twelve of the captions: the held-out model above, two samples below. --turn has prompts of our own, turned.
---page has the first eight samples as a run's report shows them, and says how many of them a headless Chromium has drawn.
+opened again (but for empty ones, which are no mesh): how many open, and how many are watertight as they are loaded (`cubes`
+as GLB after its corners are merged). The picture has twelve of the captions: the held-out model above, two samples below.
+--turn has prompts of our own, turned. --page has the first eight samples as a run's report shows them, and says how many of
+them a headless Chromium has drawn.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def main() -> None:
         beside(pipeline, real.media, captions).quantize(128).save(asked.picture, optimize=True)
     if asked.n:
         samples = pipeline(captions, seed=0, batch_size=4, output_type="pt").media
-        found: dict[str, Any] = {"files": opened(samples, pipeline)}
+        full = (samples[:, 3] > 127).flatten(1).any(1)
+        found: dict[str, Any] = {"empty": int((~full).sum()), "files": opened(samples[full], pipeline)}
         if asked.page is not None:
             found["browser"] = viewed(samples[:VIEWED], captions, pipeline, asked.page)
             print("browser", found["browser"])

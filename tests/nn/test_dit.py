@@ -23,6 +23,8 @@ from sfumato.nn import (
     sinusoids,
 )
 from sfumato.nn.dit import patchify, unpatchify
+from sfumato.nn.mmdit import MMDiT
+from sfumato.nn.sizes import hidden_width
 
 
 def shaken(network: DiT) -> DiT:
@@ -224,3 +226,11 @@ def test_noise_levels_stay_apart_in_half_precision() -> None:
     embedding = NoiseEmbedding(32, 32).bfloat16()
     near = embedding(torch.tensor([0.501, 0.502]))
     assert near.dtype == torch.bfloat16 and not torch.equal(near[0], near[1])
+
+
+@pytest.mark.parametrize(("width", "ratio", "inside"), [(192, 4.0, 768), (192, 3.3, 640), (64, 1.6, 112), (8, 0.1, 16)])
+def test_mlps_are_as_wide_as_gpus_multiply(width: int, ratio: float, inside: int) -> None:
+    assert hidden_width(width, ratio) == inside
+    for network in (DiT, MMDiT):
+        made = network((1, 4, 4), CondShape(tokens=8), width=width, depth=1, heads=1, mlp_ratio=ratio)
+        assert {m.out_features for n, m in made.named_modules() if n.endswith("mlp_in")} == {inside}

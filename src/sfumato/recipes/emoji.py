@@ -43,7 +43,7 @@ def emoji(*, data: Spec[Data], minutes: float = 6.0, size: Size = "m") -> Spec[R
         network=Spec(DiT, width=width, depth=depth, heads=max(2, width // _HEAD), patch=4, dropout=0.1),
         conditioner=Spec(Text, width=text, depth=layers, heads=4, length=_LONGEST, buckets=rows),
         objective=DenoisingLoss(times=LogitNormalTimes(mean=1.2, std=1.5)),  # designs are decided far up in the noise
-        sampling=Sampling(steps=20, guidance=ClassifierFree(scale=3.0)),
+        sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
         train=Training(
             batch=batch,
             minutes=minutes,

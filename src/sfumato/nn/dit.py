@@ -18,6 +18,7 @@ from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, absolute_positions, grid_positions, rope_table
 from sfumato.nn.layers import check_input, check_positive, check_shape, gelu_linear, zero
 from sfumato.nn.perturbed import Perturbed, check_blocks
+from sfumato.nn.refine import Refiner
 from sfumato.nn.sizes import Size, hidden_width, sized
 from sfumato.nn.split import Split, TokenNetwork
 
@@ -129,6 +130,8 @@ class DiT(PatchNetwork, name="dit"):
     qk_norm: RMS norm of queries and keys. rope_base: the slowest rotary wavelength is 2 pi times about this many
     patches. absolute: also add fixed sinusoids of the position to the tokens (rotary positions alone are relative).
     rotary: without it and `absolute` the network knows no positions: with patch=1 it treats tokens as a set.
+    refine: channels of convolutions at full resolution behind the blocks (`Refiner`), for patches of more numbers than tokens
+    are wide: without them such a network can't even copy its input. 0 for none, else at least 4.
     outputs: fields given, each of C channels; a learned variance is a second one and sets it.
 
     A condition's `tokens` are attended to in every block; `vector` joins the noise embedding; `concat` joins the input.
@@ -154,6 +157,7 @@ class DiT(PatchNetwork, name="dit"):
         absolute: bool = True,
         rotary: bool = True,
         dropout: float = 0.0,
+        refine: int = 0,
         outputs: int = 1,
     ) -> None:
         super().__init__()
@@ -177,6 +181,11 @@ class DiT(PatchNetwork, name="dit"):
         self.mod_widths = [6 * width] * depth + [2 * width]
         self.modulation = zero(nn.Linear(width, sum(self.mod_widths)))
         self.head = zero(nn.Linear(width, outputs * shape[0] * cells))
+        self.refiner: Refiner | None = None
+        if refine:
+            if refine < 4:
+                raise UserError(f"dit: refine = {refine} must be at least 4 channels, or 0 for none; 16 is usual")
+            self.refiner = Refiner(len(shape) - 1, shape[0] + cond.concat, outputs * shape[0], refine, width)
 
     @property
     def blocks(self) -> list[DiTBlock]:
@@ -194,10 +203,16 @@ class DiT(PatchNetwork, name="dit"):
         check_input(x, noise, cond, self.shape, self.cond)
         cond = cond if cond is not None else Cond()
         h, rope, grid, split = self.enter(x, cond)
-        *mods, last = self.modulation(self.embed(noise, cond.vector)).split(self.mod_widths, 1)
+        e = self.embed(noise, cond.vector)
+        *mods, last = self.modulation(e).split(self.mod_widths, 1)
         for i, (block, mod) in enumerate(zip(self.layers, mods)):
             h = block(h, mod, rope, cond.tokens, cond.mask, i in identity, split=split)
-        return self.leave(h, last, grid, x.shape[2:], split)
+        out = self.leave(h, last, grid, x.shape[2:], split)
+        if self.refiner is None:
+            return out
+        seen = x if cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], 1)
+        refined: Tensor = self.refiner(seen, out, e)
+        return refined
 
 
 def patchify(x: Tensor, patch: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

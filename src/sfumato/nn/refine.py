@@ -10,7 +10,7 @@ from sfumato.nn.unet import ResBlock
 
 
 class Refiner(nn.Module):
-    """out + head((1 + g) res(stem([x, out]), m)) for a network's input x (B, K, *S) and output out (B, M, *S), of convolutions.
+    """out + head((1 + g) res(stem([x, out]), m)), convolutions on a network's input x (B, K, *S) and output out (B, M, *S).
 
     What no token can carry, for a patch has more numbers than the tokens are wide, is seen here as it is: neighbours across
     patches too, and x itself, which at little noise is nearly what is asked for and at much noise is of no use. So all of it

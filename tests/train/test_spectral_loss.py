@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.seed_sizes import _ends
+from benchmarks.seed_sizes import _ends, _off, _rest
 from torch import Tensor
 
 from sfumato.codecs import Latent, Mel, Waveform
@@ -108,8 +108,13 @@ def test_the_recipe_compares_spectra_of_sounds_and_of_nothing_else() -> None:
         assert not stft or losses.windows == (64, 128, 256)
 
 
-def test_the_end_of_a_sound_is_its_last_audible_sample() -> None:
-    sounds = torch.zeros(2, 1, 800)
-    sounds[0, 0, 399], sounds[0, 0, 500] = 0.5, 0.001  # 54 dB below
-    sounds[1, 0, 799] = -0.2
-    assert _ends(sounds, 800).tolist() == [0.5, 1.0]
+def test_the_end_of_a_sound_is_that_of_its_last_window_above_a_level() -> None:
+    sounds = torch.zeros(2, 1, 800)  # a second of windows of 16
+    sounds[0, 0, 384:400], sounds[0, 0, 496:512] = 0.5, 0.002  # 48 dB below
+    sounds[1, 0, 784:] = -0.2
+    assert torch.allclose(_ends(sounds, 800, -40.0), torch.tensor([0.5, 1.0]))
+    assert torch.allclose(_ends(sounds, 800, -50.0), torch.tensor([0.64, 1.0]))
+    found = _off(sounds, torch.tensor([0.5, 0.2]), 800, -40.0)
+    assert found["within 0.5 s"] == 0.5 and abs(found["median"] - 0.4) < 1e-6
+    assert abs(_rest(sounds[:1], torch.tensor([0.5]), 800) + 120) < 1e-6
+    assert abs(_rest(sounds[:1], torch.tensor([0.39]), 800) + 120) < 1e-6

@@ -181,7 +181,8 @@ def work(options: argparse.Namespace) -> None:
     }
     if options.init:
         last = modelfolder.read_config(modelfolder.find_folder(options.init))["trained"]
-        trained["before"] = [*last.get("before", []), {key: last.get(key) for key in ("samples", "gpu_minutes")}]
+        stage = {"samples": last["samples"], "gpu_minutes": round(last["seconds"] / 60, 2)}
+        trained["before"] = [*last.get("before", []), stage]
     whole = Pipeline.load(scratch / "emoji")
     small = modelfolder.save_compact(scratch / "emoji", scratch / "compact" / "emoji", trained=trained)
     if not options.brief:

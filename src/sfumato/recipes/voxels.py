@@ -24,7 +24,7 @@ _SIZES = {"xs": (16, 32, 256), "s": (32, 64, 1024), "m": (48, 96, 2048)}  # widt
 _FOLDED = 16  # positions a side that the U-Net works at
 _PATCHES = 8  # a side, of the transformer
 _LONGEST = 96  # bytes of a prompt
-_SPECKS = 0.4  # loose parts smaller than this share of the largest are left out: 5% of the models have such a one
+_SPECKS = 0.4  # loose parts smaller than this share of the largest are left out; 4% of the models have such parts
 # Of "stairs, building, quaternius style, turned left": a name that was never seen must not drown what its kind looks like.
 _WORDING: dict[str, Any] = {"keep": 0.75, "swap": 0.3, "shuffle": 0.0, "first": 0, "fixed": ("turned",)}
 

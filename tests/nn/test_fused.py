@@ -14,6 +14,7 @@ from sfumato.core import Cond, CondShape
 from sfumato.core.philox import normal, plain_normal
 from sfumato.nn import DiT, UNet, fused
 from sfumato.nn.captured import regional
+from sfumato.nn.fused import norm, tokens
 from sfumato.nn.layers import gelu_linear
 
 pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not installed")
@@ -198,6 +199,30 @@ def test_a_captured_network_is_the_network() -> None:
             again = captured(x, u, cond)
             assert torch.equal(again, captured(x, u, cond))
         assert len(captured._graphs) == 2
+
+
+def test_no_axis_of_a_launch_but_the_first_grows_with_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others end at 65,535 programs: 256 fields of 32^3 positions did not start."""
+    grids: list[tuple[int, ...]] = []
+    for module in (norm, tokens):
+        monkeypatch.setattr(module, "_launch", lambda name, grid, *args, **settings: grids.append(grid))
+    rows = 10_000_000
+    x, bias = torch.empty(rows, 1), torch.empty(1)
+    norm.mix(x, x, None, None, bias)
+    norm.mix(None, x, None, torch.empty(8, 1), bias)
+    norm.column_sums(x)
+    torch.ops.sfumato.bias_gelu(x[None], bias)
+    torch.ops.sfumato.bias_gelu_back(x[None], x[None], bias)
+    torch.ops.sfumato.gate_norm(x[None], None, None, x[:1], x[:1])
+    assert len(grids) >= 6 and max(grid[0] for grid in grids) > 65_535
+    assert all(size <= 65_535 for grid in grids for size in grid[1:])
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+def test_more_rows_are_summed_than_a_second_axis_of_a_launch_would_take() -> None:
+    x, y = torch.randn(2, 5_000_000, 16, device="cuda", dtype=torch.bfloat16)
+    bias = torch.randn(16, device="cuda", dtype=torch.bfloat16)
+    assert _apart(norm.mix(x, y, None, None, bias), x.double() + y.double() + bias.double()) < 3e-3
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")

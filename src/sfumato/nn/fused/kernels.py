@@ -290,8 +290,9 @@ def mix(
     Without PRODUCT, first is (M, N) and added itself where there is FIRST: a residual connection with its biases.
     BESIDE: how many (M, N) beside holds, one after the other; their sum is added.
     """
-    m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wide: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    m = (tl.program_id(0) // wide).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) % wide * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (m < M)[:, None] & (n < N)[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if PRODUCT:

@@ -225,7 +225,7 @@ def mix(
     if -(-rows // tile["BLOCK_M"]) * -(-wide // tile["BLOCK_N"]) < _FEW:
         tile = {"BLOCK_M": 32, "BLOCK_N": max(16, min(32, _power(wide))), "BLOCK_K": 64, "num_warps": 4}
     _launch(
-        "mix", (-(-wide // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"])),
+        "mix", (-(-wide // tile["BLOCK_N"]) * -(-rows // tile["BLOCK_M"]),),  # a second axis ends at 65,535
         held, some, _or(second, some), _or(weight, held), _or(b1, held), _or(b2, held), out, rows,
         N=wide, K1=0 if first is None else first.shape[1], K2=0 if second is None else second.shape[1],
         BESIDE=count, FIRST=first is not None, HAS_BIAS=b1 is not None, HAS_BIAS2=b2 is not None,

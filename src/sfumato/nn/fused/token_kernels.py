@@ -97,8 +97,9 @@ def _gate_of_gelu(x):
 @triton.jit
 def bias_gelu(x, bias, y, M, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """y = GELU(x + bias) for rows x (M, N), bias (N,)."""
-    m = tl.program_id(1).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wide: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    m = (tl.program_id(0) // wide).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) % wide * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (m < M)[:, None] & (n < N)[None, :]
     at = m[:, None] * N + n[None, :]
     v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -111,8 +112,9 @@ def bias_gelu_back(
     dy, x, bias, dx, sums, M, N: tl.constexpr, PER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """dx of PER rows, and in sums (parts, N) float32 its sums over them: the gradient of the bias."""
-    part = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wide: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    part = (tl.program_id(0) // wide).to(tl.int64)
+    n = tl.program_id(0) % wide * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros((BLOCK_N,), tl.float32)
     for row in range(0, PER, BLOCK_M):

@@ -169,7 +169,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """GELU(x + bias) in its tanh form, for tokens (B, N, H): what a product without its bias gave."""
     x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, wide = x.numel() // x.shape[-1], x.shape[-1]
-    grid = (-(-wide // _TILE["BLOCK_N"]), -(-rows // _TILE["BLOCK_M"]))
+    grid = (-(-wide // _TILE["BLOCK_N"]) * -(-rows // _TILE["BLOCK_M"]),)  # a second axis ends at 65,535
     _launch("bias_gelu", grid, x, bias, y, rows, N=wide, **_TILE)
     return y
 
@@ -185,7 +185,7 @@ def bias_gelu_back(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, wide = x.numel() // x.shape[-1], x.shape[-1]
     sums = torch.empty(_parts(rows), wide, dtype=torch.float32, device=x.device)
-    grid = (-(-wide // _TILE["BLOCK_N"]), len(sums))
+    grid = (-(-wide // _TILE["BLOCK_N"]) * len(sums),)
     _launch("bias_gelu_back", grid, dy.contiguous(), x.contiguous(), bias, dx, sums, rows, N=wide, PER=_PER, **_TILE)
     return dx, sums
 

@@ -46,6 +46,18 @@ def test_a_folded_waveform_has_the_volume_of_its_whitening() -> None:
         Waveform(INFO, fold=3).log_volume(x)
 
 
+@pytest.mark.parametrize("codec", [Waveform, Spectrogram])
+def test_a_sound_beyond_full_scale_is_cut_or_turned_down_as_a_whole(codec: type[Waveform] | type[Spectrogram]) -> None:
+    ramp = torch.linspace(-2, 2, 1024)[None]
+    x = torch.stack([ramp, ramp / 4])
+    cut, lower = (c.decode(c.whiten(c.encode(x))) for c in (codec(INFO), codec(INFO, beyond="lower")))
+    torch.testing.assert_close(cut[0], ramp.clamp(-1, 1), atol=2e-6, rtol=0)
+    torch.testing.assert_close(lower[0], ramp / 2, atol=2e-6, rtol=0)
+    assert torch.equal(cut[1], lower[1])
+    with pytest.raises(UserError, match="beyond=louder is not known; cut or lower"):
+        codec(INFO, beyond="louder")  # type: ignore[arg-type]
+
+
 def test_a_compressed_spectrum_has_the_square_root_of_the_amplitude() -> None:
     codec = Spectrogram(INFO, window=64, hop=16)
     whole = codec.encode(sine(1000, 8000, 1024, 0.25)[None, None])  # bin 8

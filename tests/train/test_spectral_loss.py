@@ -106,6 +106,9 @@ def test_the_recipe_compares_spectra_of_sounds_and_of_nothing_else() -> None:
         losses = load_recipe("ae", asked).build().losses  # type: ignore[attr-defined]
         assert losses.stft == stft
         assert not stft or losses.windows == (64, 128, 256)
+    for codec, beyond in (("waveform", "lower"), ("{type: waveform, beyond: cut}", "cut")):
+        spec = load_recipe("ae", {"data": "tones", "codec": codec}).codec
+        assert spec.settings["inner"].settings["beyond"] == beyond
 
 
 def test_the_end_of_a_sound_is_that_of_its_last_window_above_a_level() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from sfumato.codecs.base import Codec, Whitening
 from sfumato.core import DataInfo
 from sfumato.errors import UserError
 from sfumato.sound import Frames
+
+Beyond = Literal["cut", "lower"]
 
 
 def check_sound(info: DataInfo, codec: str) -> None:
@@ -27,14 +29,15 @@ def check_sound(info: DataInfo, codec: str) -> None:
 class Waveform(Codec, name="waveform"):
     """The samples themselves: h = x, whitened; `fold` samples in a row become channels of one position.
 
-    x (c, T) -> x0 (c fold, ceil(T / fold)); zeros are put behind the last sample. Decoding cuts at full scale. A
-    network pays by the position, so that fold = 8 is 8 times cheaper and sees 8 times as far. Exact, and it keeps
-    volumes.
+    x (c, T) -> x0 (c fold, ceil(T / fold)); zeros are put behind the last sample. A network pays by the position, so that
+    fold = 8 is 8 times cheaper and sees 8 times as far. Exact, and it keeps volumes. beyond: what decoding does to a sound
+    that goes beyond full scale: cut it off there (what is kept in an edit stays as it was), or turn all of it down.
     """
 
-    def __init__(self, info: DataInfo, *, fold: int = 1) -> None:
+    def __init__(self, info: DataInfo, *, fold: int = 1, beyond: Beyond = "cut") -> None:
         super().__init__()
         check_sound(info, "waveform")
+        self.beyond = _checked(beyond)
         if fold < 1:
             raise UserError(f"waveform: fold = {fold} must be at least 1")
         self.fold, self.samples = fold, info.shape[1]
@@ -56,7 +59,7 @@ class Waveform(Codec, name="waveform"):
     def decode(self, x0: Tensor) -> Tensor:
         h = self.whitening.inverse(x0)
         h = h.reshape(len(h), -1, self.fold, h.shape[-1]).transpose(2, 3).flatten(2)
-        return _own_length(h, x0, self.shape, self.samples).clamp(-1, 1)
+        return within(_own_length(h, x0, self.shape, self.samples), self.beyond)
 
     def measure(self, media: Iterable[Tensor]) -> None:
         self.whitening.fit(self.encode(batch) for batch in media)
@@ -78,12 +81,16 @@ class Spectrogram(Codec, name="spectrogram"):
     x (c, T) -> x0 (c window, ceil(T / hop)): the imaginary parts of the first and last bin are 0 and left out. b =
     `power` brings quiet parts up to what can be learned; a makes no difference once h is whitened. Decoding is the
     exact inverse: the nearest signal of spectra that belong to none. Compressed complex spectra for diffusion: Richter
-    et al., "Speech enhancement and dereverberation with diffusion-based generative models", 2023, eq. 29.
+    et al., "Speech enhancement and dereverberation with diffusion-based generative models", 2023, eq. 29. beyond: as of
+    `Waveform`.
     """
 
-    def __init__(self, info: DataInfo, *, window: int = 256, hop: int = 64, power: float = 0.5) -> None:
+    def __init__(
+        self, info: DataInfo, *, window: int = 256, hop: int = 64, power: float = 0.5, beyond: Beyond = "cut"
+    ) -> None:
         super().__init__()
         check_sound(info, "spectrogram")
+        self.beyond = _checked(beyond)
         if window % 2:
             raise UserError(f"spectrogram: window = {window} must be even")
         if not 0 < power <= 1:
@@ -113,10 +120,23 @@ class Spectrogram(Codec, name="spectrogram"):
         compressed = torch.complex(real, F.pad(imaginary, (0, 0, 1, 1)))
         size = compressed.abs()
         spectrum = compressed * torch.where(size > 0, size, torch.ones_like(size)).pow(1 / self.power - 1)
-        return _own_length(self.frames.inverse(spectrum), x0, self.shape, self.samples).clamp(-1, 1)
+        return within(_own_length(self.frames.inverse(spectrum), x0, self.shape, self.samples), self.beyond)
 
     def measure(self, media: Iterable[Tensor]) -> None:
         self.whitening.fit(self.encode(batch) for batch in media)
+
+
+def within(sounds: Tensor, beyond: Beyond) -> Tensor:
+    """Sounds (B, c, T) within full scale: cut off there, or each that goes beyond it turned down to it as a whole."""
+    if beyond == "cut":
+        return sounds.clamp(-1, 1)
+    return sounds / sounds.abs().amax((1, 2), keepdim=True).clamp_min(1.0)
+
+
+def _checked(beyond: Beyond) -> Beyond:
+    if beyond not in get_args(Beyond):
+        raise UserError(f"beyond={beyond} is not known; cut or lower")
+    return beyond
 
 
 def _own_length(sound: Tensor, x0: Tensor, shape: tuple[int, ...], samples: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato.codecs.audio import check_sound
+from sfumato.codecs.audio import check_sound, within
 from sfumato.codecs.audio_vocoder import Vocoder, load_vocoder
 from sfumato.codecs.base import Codec, Whitening
 from sfumato.core import DataInfo
@@ -92,7 +92,7 @@ class Mel(Codec, name="mel"):
         h = h.reshape(len(h), -1, self.bands, h.shape[-1]).clamp(math.log(self.floor), 1.0)
         own = self.samples if x0.shape[-1] == self.shape[-1] else None
         made = self.sound(h, own)
-        return made / made.abs().amax((1, 2), keepdim=True).clamp_min(1.0)
+        return within(made, "lower")
 
     def sound(self, h: Tensor, samples: int | None = None) -> Tensor:
         """Log-mel magnitudes (B, c, bands, frames) to sounds (B, c, samples), by the vocoder if there is one."""

@@ -29,6 +29,7 @@ from sfumato.train.autoencoder_hooks import autoencoder_hooks
 from sfumato.train.autoencoder_task import AutoencoderTask, Reconstruction
 
 _MEASURED, _FETCHED = 1024, 64
+_SOUNDS = (Waveform, Spectrogram)
 _FRAMES = (0.0125, 0.025, 0.05)  # seconds, about, of the spectra that sounds are compared by
 _STFT = 0.3  # 1 drowns the error of the samples: a signal-to-noise ratio near 0, and spectra that are hardly better
 
@@ -154,6 +155,8 @@ def ae(
     """
     info, device = data.build().info, _device()
     scale = _SCALES[("xs" if device == "cpu" else "m") if size == "auto" else size]
+    if codec is not None and codec.cls in _SOUNDS and "beyond" not in codec.settings:
+        codec = codec.with_(beyond="lower")  # what comes back through a latent may be louder than what went in
     inner = codec or parse(Codec, kind_of(info).codec, path="codec")
     if inner.cls is Latent:
         raise UserError("codec=: an autoencoder works on a codec without one; name that of the media, or leave it out")
@@ -195,7 +198,7 @@ def ae(
 def _losses(info: DataInfo, inner: Spec[Codec], adversarial: float) -> Reconstruction:
     """What an autoencoder of such media is trained on."""
     after = 200_000 if adversarial else 0
-    if inner.cls not in (Waveform, Spectrogram):
+    if inner.cls not in _SOUNDS:
         # of cells that are seldom occupied the median is "empty" and grey, which is what l1 asks for where it is not sure
         return Reconstruction(norm="l2" if info.kind == "voxels" else "l1", adversarial=adversarial, after=after)
     windows = tuple(max(32, 2 ** round(math.log2(info.rate * seconds))) for seconds in _FRAMES)

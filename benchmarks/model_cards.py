@@ -184,6 +184,13 @@ def settled(source: Path, folder: Path, *, trained: Mapping[str, Any], judges: M
     return folder
 
 
+def _before(record: Mapping[str, Any] | None) -> str:
+    """What a model went on from."""
+    if record is None:
+        return ""
+    return f", going on from a model of {record['samples']:,} samples in {record['seconds'] / 60:.0f} minutes"
+
+
 def write_card(folder: Path, found: Mapping[str, Any]) -> None:
     """The card of a settled folder, from the object that `sfumato eval --json` prints."""
     text = card(folder, found)
@@ -203,7 +210,7 @@ def card(folder: Path, found: Mapping[str, Any]) -> str:
         count=sum(p.numel() for p in Pipeline.load(folder).model.parameters()),
         size=f"{(folder / WEIGHTS).stat().st_size / 2**20:.2f} MiB",
         training=f"{trained['samples']:,} samples in {minutes:.2f} minutes on one {trained['machine']} "
-        f"(torch {trained['torch']})",
+        f"(torch {trained['torch']})" + _before(trained.get("before")),
         vocoder=trained.get("vocoder_minutes"),
         judges=trained["judge_seconds"],
         command=trained["command"],

@@ -101,9 +101,12 @@ def run(asked: Any, place: Path) -> None:
         "judge_seconds": judge.trained["seconds"],
         "machine": torch.cuda.get_device_name() if on_gpu else machine()["cpu"],
         "torch": torch.__version__.partition("+")[0],
-        "command": f"python -m benchmarks.voxels --data voxels32.npz --out DIR --minutes {asked.minutes:g}",
+        "command": _command(asked),
         "judge": judge.weights_sha256,
     }
+    if "init" in settings:
+        record = modelfolder.read_config(modelfolder.find_folder(settings["init"]))["trained"]
+        about["before"] = {key: record.get(key) for key in ("samples", "seconds")}
     ships = settled(place / "compact", place / "voxels", trained=about, judges={"judge": judge})
     _pack(ships, asked.out / "model.tar")  # before it is scored: its card is written again afterwards
     say(f"8-bit model: {sum(f.stat().st_size for f in ships.iterdir() if f.is_file()):,} bytes")
@@ -121,6 +124,13 @@ def run(asked: Any, place: Path) -> None:
     (asked.out / "metrics.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
     _pictures(compact, data, asked.out, asked.quick)
     say("done")
+
+
+def _command(asked: Any) -> str:
+    """What trains it again, without the paths of a machine."""
+    more = [f" --set {pair}" for pair in asked.set if not pair.startswith("init=")]
+    more += [" --set init=FOLDER"] if len(more) < len(asked.set) else []
+    return f"python -m benchmarks.voxels --data voxels32.npz --out DIR --minutes {asked.minutes:g}{''.join(more)}"
 
 
 def _judge(data: Data, quick: bool, device: str) -> Judge:

@@ -23,6 +23,7 @@ Size = Literal["xs", "s", "m"]
 _SIZES = {"xs": (16, 32, 256), "s": (32, 64, 1024), "m": (48, 96, 2048)}  # width of network and text, rows of its table
 _FOLDED = 16  # positions a side that the U-Net works at
 _PATCHES = 8  # a side, of the transformer
+_PARTS: dict[str, Any] = {"mlp_ratio": 3.25, "refine": 16, "dropout": 0.05}  # of it
 _LONGEST = 96  # bytes of a prompt
 _SPECKS = 0.4  # loose parts smaller than this share of the largest are left out; 4% of the models have such parts
 # Of "stairs, building, quaternius style, turned left": a name that was never seen must not drown what its kind looks like.
@@ -33,7 +34,7 @@ _WORDING: dict[str, Any] = {"keep": 0.75, "swap": 0.3, "shuffle": 0.0, "first": 
 def voxels(
     *,
     data: Spec[Data],
-    minutes: float = 8.0,
+    minutes: float = 25.0,
     size: Size = "m",
     network: Literal["dit", "unet"] = "dit",
     condition: Literal["auto", "picture"] = "auto",
@@ -53,7 +54,7 @@ def voxels(
     title, (width, text, rows) = title_of(data), _SIZES[size]
     side = info.shape[1]
     patch, heads = max(2, side // _PATCHES), width // 16
-    net: Spec[Network] = Spec(DiT, width=4 * width, depth=6, heads=heads, patch=patch, mlp_ratio=3.3, dropout=0.05)
+    net: Spec[Network] = Spec(DiT, width=4 * width, depth=6, heads=heads, patch=patch, **_PARTS)
     codec = Spec(VoxelCodec, specks=_SPECKS)
     if network == "unet":
         fold = max(1, side // _FOLDED) if side % _FOLDED == 0 else 1
@@ -82,7 +83,7 @@ def voxels(
             solver=Ancestral(), grid=LogisticGrid(center=-3.0, scale=1.5), steps=20, guidance=ClassifierFree(scale=3.0)
         ),
         train=Training(
-            batch=128 if size == "m" else 32,
+            batch=256 if size == "m" else 32,
             minutes=minutes,
             lr=1e-3,
             optimizer=Spec(Muon),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ def _first(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype, parallel:
         return found
     with ExitStack() as stack:
         layers: list[str] = []
+        back: list[str] = []  # in the order in which gradients are made, the last layers' first
+        for name, p in task.named_parameters():
+            if p.requires_grad:
+                hook = p.register_post_accumulate_grad_hook(partial(_look_back, name, back))  # type: ignore[no-untyped-call]
+                stack.callback(hook.remove)
         for name, module in task.named_modules():
             if not any(True for _ in module.children()):
                 stack.callback(_watch(module, name, layers).remove)
@@ -52,7 +58,7 @@ def _first(task: Task, batch: Batch, draws: Draws, dtype: torch.dtype, parallel:
         loss.value.backward()  # type: ignore[no-untyped-call]
     broken = [name for name, p in task.named_parameters() if p.grad is not None and not _finite(p.grad)]
     task.zero_grad(set_to_none=True)
-    mine = f"the loss is finite and the gradient of '{broken[-1]}' is not" if broken else None
+    mine = f"the loss is finite and the gradient of '{(back or broken)[0]}' is not" if broken else None
     mine = mine if finite else "the network's output is finite and the loss is not"
     mine = f"it begins in the output of the layer '{layers[0]}'" if layers else mine
     return agreed(mine) or "it does not appear again on the last batch"
@@ -74,6 +80,11 @@ def _watch(module: nn.Module, name: str, found: list[str]) -> RemovableHandle:
             found.append(name)
 
     return module.register_forward_hook(look)
+
+
+def _look_back(name: str, found: list[str], p: Tensor) -> None:
+    if p.grad is not None and not _finite(p.grad):
+        found.append(name)
 
 
 def _finite(x: Tensor) -> bool:

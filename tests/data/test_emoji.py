@@ -79,6 +79,24 @@ def test_what_is_done_to_a_picture_is_in_its_caption(tmp_path: Path) -> None:
     assert data.columns(indices, draws)["caption"] == said
 
 
+def test_swapped_captions_are_those_of_other_pictures_of_the_design_that_are_trained_on(tmp_path: Path) -> None:
+    file = str(table(tmp_path))
+    plain, data = Emoji(path=file, size=SIZE, hold=1), Emoji(path=file, size=SIZE, hold=1, swap=0.5)
+    train = data.split("train").indices
+    index = np.repeat(train, 50)
+    draws = np.random.default_rng(0).random(len(index))
+    told = data._told(index, draws)
+    alike = [sum(data.rows[a].style == data.rows[b].style for b in train) for a in index]
+    assert abs(np.mean(told != index) - np.mean([0.5 * (1 - 1 / n) for n in alike])) < 0.03  # 1 / n: with themselves
+    assert all(data.rows[a].style == data.rows[b].style for a, b in zip(index, told, strict=True))
+    assert set(told.tolist()) == set(train.tolist())
+    assert np.array_equal(plain._told(index, draws), index)
+    same, other = plain.columns(index, draws)["caption"], data.columns(index, draws)["caption"]
+    assert all(a == b for a, b, kept in zip(same, other, told == index, strict=True) if kept)
+    assert data.columns([0])["caption"] == plain.columns([0])["caption"]  # without a draw nothing is swapped
+    assert plain.fingerprint() != data.fingerprint()
+
+
 def test_moved_pictures_are_white_where_nothing_comes_from(tmp_path: Path) -> None:
     from sfumato.data.emoji import _rolled
 
@@ -131,6 +149,7 @@ def test_the_three_kinds_of_table_hold_the_same(tmp_path: Path, kind: str) -> No
     ("settings", "said"),
     [
         ({"styles": ("noto", "pixel")}, "has no pictures of the style 'pixel'"),
+        ({"swap": 1.0}, "swap = 1.0: must be at least 0 and less than 1"),
         ({"hold": -1}, "hold = -1: must be at least 0"),
         ({"path": "nowhere.parquet"}, "nowhere.parquet: there is no such file or folder"),
     ],

@@ -49,7 +49,9 @@ class Emoji(InMemory, name="emoji"):
 
     A draw words the caption in another way (`emoji_words.reworded`), mirrors a quarter of the pictures that may be
     mirrored, and moves 15% by up to `shift` pixels; both are said in the caption, so that a model learns not to do it
-    unasked. All pictures are held in memory: 12 KiB each at 64 x 64.
+    unasked. swap: share of the draws that have the caption of another picture of the same design, trained on too: a name
+    that is now and then another's leaves the design to the words that name it. All pictures are held in memory: 12 KiB
+    each at 64 x 64.
     """
 
     path: str
@@ -57,11 +59,14 @@ class Emoji(InMemory, name="emoji"):
     size: int = 64
     hold: int = 60
     shift: int = 4
+    swap: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, least in (("size", self.size, 1), ("hold", self.hold, 0), ("shift", self.shift, 0)):
             if value < least:
                 raise UserError(f"{name} = {value}: must be at least {least}")
+        if not 0 <= self.swap < 1:
+            raise UserError(f"swap = {self.swap}: must be at least 0 and less than 1")
         _ = self.rows
 
     @property
@@ -112,9 +117,10 @@ class Emoji(InMemory, name="emoji"):
             return self.table.take(index)
         mirrored, moves = self._moved(index, draws)
         numbers = np.stack([expand(draws, f"words {k}") for k in range(4)], 1).tolist()
+        told = self._told(index, draws).tolist()
         said = [
             reworded(self.rows[i], u, [w for w, there in ((MIRRORED, m), (MOVED, bool(any(d)))) if there])
-            for i, u, m, d in zip(index.tolist(), numbers, mirrored.tolist(), moves.tolist())
+            for i, u, m, d in zip(told, numbers, mirrored.tolist(), moves.tolist())
         ]
         return {"caption": said}
 
@@ -137,7 +143,24 @@ class Emoji(InMemory, name="emoji"):
         """Of every picture, word and setting."""
         said = "\n".join(f"{caption(r)}|{'|'.join(r.keywords)}|{r.group}|{r.test}" for r in self.rows)
         whole = hashlib.sha256(b"".join(row.raw for row in self.rows)).digest()
-        return digest(whole, said, f"{self.size} {self.hold} {self.shift}")
+        return digest(whole, said, f"{self.size} {self.hold} {self.shift}" + (f" {self.swap}" if self.swap else ""))
+
+    def _told(self, index: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+        """(B,) the pictures whose captions are told: for a share `swap` others of the same design that are trained on."""
+        if not self.swap:
+            return index
+        told = index.copy()
+        for at in np.flatnonzero(expand(draws, "swap") < self.swap).tolist():
+            others = self._trained[self.rows[index[at]].style]
+            if len(others):
+                told[at] = others[int(expand(draws[at : at + 1], "other")[0] * len(others))]
+        return told
+
+    @cached_property
+    def _trained(self) -> dict[str, NDArray[np.int64]]:
+        """The pictures of each design that are not held out."""
+        styles = np.asarray([row.style for row in self.rows])
+        return {style: np.flatnonzero((styles == style) & ~self._mask) for style in self.styles}
 
     def _moved(
         self, index: NDArray[np.int64], draws: NDArray[np.float64]

@@ -146,13 +146,9 @@ def _data_settings(data: Spec[Data], asked: dict[str, str], taken: Container[str
     """Move settings of the data from `asked` into it before the recipe's function looks at its shape."""
     for key in list(asked):
         name = key.removeprefix("data.")
-        own = (
-            name in parameters(data.cls)
-            and name not in taken
-            and name not in ALIASES
-            and name not in parameters(Recipe)
-        )
-        if key != name or own:
+        if name.partition(".")[0] not in parameters(data.cls):
+            continue  # a recipe that reads the path in its own way may have it
+        if key != name or not (name in taken or name in ALIASES or name in parameters(Recipe)):
             data = data.override(name, asked.pop(key))
     return data
 

@@ -111,11 +111,30 @@ def test_treatment_turns_latent_and_picture_alike_and_makes_both_smaller() -> No
     assert torch.allclose(z, torch.ones(1, 2, 2, 2)) and torch.allclose(small, torch.ones(1, 3, 16, 16))
 
 
+def test_noise_of_the_latent_has_a_share_of_its_channels_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: dict[float, list[Tensor]] = {0.0: [], 0.25: []}
+    for noise, found in decoded.items():
+        task = task_of(0.0, noise=noise)
+        whole = task.model.net.made
+        monkeypatch.setattr(task.model.net, "made", lambda z, whole=whole, found=found: (found.append(z), whole(z))[1])
+        for _ in range(2):
+            task.loss(batch_of(64), Draws(0, 0, 64))
+    (clean, _), (first, again) = decoded[0.0], decoded[0.25]
+    assert torch.equal(first, again)  # a function of the samples' numbers
+    added = (first - clean).transpose(0, 1).flatten(1).std(1) / clean.transpose(0, 1).flatten(1).std(1)
+    assert (added / 0.25 - 1).abs().max() < 0.08  # 1,024 numbers a channel
+
+
 def test_settings_that_do_not_go_together() -> None:
     net = Spec(ConvAutoencoder, factor=4, width=8, blocks=1)
     with pytest.raises(UserError, match="needs a critic"):
         AutoencoderTask(Latent(INFO, autoencoder=net), Reconstruction(adversarial=0.1))
-    for settings, said in (({"equivariance": 2.0}, "share of the batches"), ({"after": -1}, "at least 0")):
+    wrong = (
+        ({"equivariance": 2.0}, "share of the batches"),
+        ({"after": -1}, "at least 0"),
+        ({"noise": -0.1}, "at least 0"),
+    )
+    for settings, said in wrong:
         with pytest.raises(UserError, match=said):
             Reconstruction(**settings)  # type: ignore[arg-type]
 

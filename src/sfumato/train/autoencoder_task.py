@@ -38,7 +38,9 @@ class Reconstruction(Registered, family="reconstruction", name="reconstruction")
     where the field holds no samples. adversarial: of the critic D, 0 for none; lambda makes both gradients in the last layer
     equally long (Esser et al. 2021, eq. 7). after: samples seen before the critic begins, which then also learns.
     equivariance: share of batches in which the latent is turned and made smaller and must decode to the picture so treated
-    (Kouzelis et al., "EQ-VAE", 2025, section 3.2): a smoother latent, easier for a diffusion model.
+    (Kouzelis et al., "EQ-VAE", 2025, section 3.2): a smoother latent, easier for a diffusion model. noise: its deviation, in
+    those of the latent's channels over the batch, of noise that is added to the latent before it is decoded: a decoder that
+    the small errors of a diffusion model do not disturb.
     """
 
     norm: Literal["l1", "l2"] = "l1"
@@ -49,9 +51,10 @@ class Reconstruction(Registered, family="reconstruction", name="reconstruction")
     adversarial: float = 0.0
     after: int = 0
     equivariance: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "stft", "adversarial", "after"):
+        for name in ("perceptual_weight", "stft", "adversarial", "after", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"losses.{name} = {getattr(self, name)}: must be at least 0")
         if not 0 <= self.equivariance <= 1:
@@ -120,6 +123,8 @@ class AutoencoderTask(Task):
         tensors = {"media": batch.media, "keys": draws.keys("latent")}
         if self.critic is not None and draws.start >= self.losses.after:
             tensors["critic"] = torch.zeros(1)  # a name is enough: it tells one recorded step from another
+        if self.losses.noise:
+            tensors["noise"] = draws.keys("decoded")
         if float(draws.uniform("equivariance")[0]) < self.losses.equivariance:
             tensors |= self._treatment(draws, self.model.shape[1:])
         return Planned(tensors, torch.zeros(len(batch), dtype=torch.float64))
@@ -132,6 +137,8 @@ class AutoencoderTask(Task):
         z, penalty = codec.net(x, eps)
         if "turn" in planned:
             z, x = treated(z, x, planned["turn"], planned["size"].shape[1:], codec.net.factor)
+        if "noise" in planned:
+            z = z + losses.noise * _deviation(z) * training_noise(planned["noise"], z.shape[1:]).to(z)
         made = codec.net.made(z)
         error = made - x
         each = (error.abs() if losses.norm == "l1" else error.square()).flatten(1).mean(1)
@@ -189,6 +196,11 @@ def treated(z: Tensor, x: Tensor, turn: Tensor, size: Sequence[int], factor: int
         thin = {"antialias": True} if len(size) == 2 else {}
         made.append(F.interpolate(field.float(), to, mode=how, align_corners=False, **thin))
     return made[0], made[1]
+
+
+def _deviation(z: Tensor) -> Tensor:
+    """Of each channel of z (B, C, *S), (1, C, 1, ...), as a constant."""
+    return z.detach().float().std((0, *range(2, z.ndim)), keepdim=True).to(z)
 
 
 def _shown(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, trainer
 from sfumato.request import as_arguments
-from sfumato.solid.grid import component_sizes
+from sfumato.solid.grid import in_one_piece
 from sfumato.solid.render import turntable
 from sfumato.train.device import choose_device, wait
 
@@ -163,8 +163,7 @@ class Solid:
             parts = [overlap_distance(*pair) for pair in ((x, x), (x, real), (real, real))]
             found[f"iou_{name}_to_held_out"] = vars(set_scores(*parts))
         for name, x in (("samples", samples), ("held_out", real)):
-            sizes = [len(s) for s in component_sizes(x)]
-            found[f"single_component_{name}"] = float(np.mean([n == 1 for n in sizes]))
+            found[f"single_component_{name}"] = float(np.mean(in_one_piece(x)))
             found[f"occupied_{name}"] = float(x.float().mean())
         return found
 

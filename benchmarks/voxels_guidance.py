@@ -1,11 +1,11 @@
-"""The guidance that the voxel model draws with by default, chosen on captions of its training part.
+"""What guidance does to the voxel model, on captions of its training part.
 
     python -m benchmarks.voxels_guidance --data voxels32.npz [--model voxels] [--n 109] [--each 1] [--scales 2 3 4 5]
         [--steps 20] [--part train] [--device auto]
 
 So many captions are drawn at each scale, with the same seeds; printed are the shares that the model's judge takes for the
 category asked for and that are in one piece, beside those of the models that the captions belong to. Held-out captions, by
-which the model is scored, are looked at with --part held_out alone. A second and a half a model on two cores.
+which the model is scored, are looked at with --part held_out alone. Two seconds a model on two cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sfumato.data import Voxels
 from sfumato.evaluate.accuracy import accuracy
 from sfumato.evaluate.judge import Judge
 from sfumato.pipeline import Pipeline
-from sfumato.solid.grid import component_sizes
+from sfumato.solid.grid import in_one_piece
 from sfumato.train.device import choose_device
 
 SEED = 11
@@ -45,7 +45,7 @@ def main() -> None:
     order = np.argsort(keys(0, "choice", np.arange(len(data))), kind="stable")[: asked.n]
     real = data.fetch(np.sort(order))
     captions, labels = [str(text) for text in real.conditions["caption"]], torch.as_tensor(real.conditions["label"])
-    right, whole = accuracy(judge.predict(real.media), labels), in_one_piece(real.media)
+    right, whole = accuracy(judge.predict(real.media), labels), np.mean(in_one_piece(real.media[:, 3] > 127))
     print(f"{asked.part}, {len(captions)} real models: category {right.value:.3f}, one piece {whole:.3f}", flush=True)
     batch = 32 if device.type == "cpu" else 128
     for scale in asked.scales:
@@ -53,13 +53,9 @@ def main() -> None:
         made = pipeline(captions, n=asked.each, seed=SEED, output_type="pt", **how).media
         right = accuracy(judge.predict(made), labels.repeat_interleave(asked.each))
         low, high = right.interval
-        share = f"category {right.value:.3f} ({low:.3f} to {high:.3f}), one piece {in_one_piece(made):.3f}"
+        whole = np.mean(in_one_piece(made[:, 3] > 127))
+        share = f"category {right.value:.3f} ({low:.3f} to {high:.3f}), one piece {whole:.3f}"
         print(f"guidance {scale:g}: {share}", flush=True)
-
-
-def in_one_piece(media: torch.Tensor) -> float:
-    """The share whose occupied cells hang together."""
-    return float(np.mean([len(sizes) == 1 for part in media.split(64) for sizes in component_sizes(part[:, 3] > 127)]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.solid.grid import (
     component_sizes,
     fitted,
+    in_one_piece,
     signed_distance,
     spread,
     squared_distance,
@@ -76,6 +77,13 @@ def test_a_long_snake_is_one_component() -> None:
     for row in range(1, 15, 2):
         grid[0, row, 0 if row % 4 == 1 else -1] = True
     assert component_sizes(grid) == [[int(grid.sum())]]
+
+
+def test_what_hangs_together_is_in_one_piece_and_nothing_is_not() -> None:
+    grids = torch.zeros(70, 3, 3, 3, dtype=torch.bool)  # more than are looked at at once
+    grids[1:, 0, 0, 0] = True
+    grids[65:, 1, 1, 0] = True  # meets it in an edge alone
+    assert in_one_piece(grids) == [False] + 64 * [True] + 5 * [False]
 
 
 def test_specks_go_and_the_rest_stays() -> None:

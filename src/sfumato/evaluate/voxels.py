@@ -21,7 +21,7 @@ from sfumato.kinds import kind_of
 from sfumato.pipeline import Pipeline
 from sfumato.request import as_arguments
 from sfumato.solid.faces import Surface
-from sfumato.solid.grid import component_sizes
+from sfumato.solid.grid import in_one_piece
 from sfumato.solid.smooth import smooth_surface
 
 POINTS = 256  # of a surface, for the Chamfer distance
@@ -139,7 +139,7 @@ def solid_scores(
         media.append(made.media)
         settings = settings or made.settings
     samples = torch.cat(media)
-    whole = _share(_single(samples[:, 3] > 127))
+    whole = _share(in_one_piece(samples[:, 3] > 127))
     found["single_component"] = Score(whole.value, whole.interval, note="share in one piece, through faces")
     return Scores(found, len(samples), settings, samples)
 
@@ -220,7 +220,7 @@ _SPACES: dict[str, tuple[Callable[[Tensor, int, int], Tensor], _Measure]] = {
 
 
 def _whole(samples: Tensor, held_out: Tensor) -> dict[str, Score]:
-    single, tight = ([_share(f(grids)) for grids in (samples, held_out)] for f in (_single, _watertight))
+    single, tight = ([_share(f(grids)) for grids in (samples, held_out)] for f in (in_one_piece, _watertight))
     return {
         "single_component": Score(
             single[0].value, single[0].interval, single[1].value, "share in one piece, through faces"
@@ -231,10 +231,6 @@ def _whole(samples: Tensor, held_out: Tensor) -> dict[str, Score]:
 
 def _share(which: list[bool]) -> Share:
     return Share(sum(which), len(which))
-
-
-def _single(occupied: Tensor) -> list[bool]:
-    return [len(sizes) == 1 for part in torch.split(occupied, 64) for sizes in component_sizes(part)]
 
 
 def _watertight(occupied: Tensor) -> list[bool]:

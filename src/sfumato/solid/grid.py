@@ -112,6 +112,11 @@ def component_sizes(occupied: Tensor) -> list[list[int]]:
     return found
 
 
+def in_one_piece(occupied: Tensor) -> list[bool]:
+    """Whether the occupied cells of each grid hang together, through faces; not where there are none. (B, X, Y, Z) bool."""
+    return [len(sizes) == 1 for part in torch.split(occupied, 64) for sizes in component_sizes(part)]
+
+
 def without_specks(occupied: Tensor, share: float) -> Tensor:
     """Occupied cells without the connected parts that are smaller than `share` of the largest part of their grid."""
     label = components(occupied).flatten(1)

@@ -14,7 +14,7 @@ from tests.data.emoji_table import SIZE, picture, rows, table
 from sfumato.data import Emoji
 from sfumato.data.emoji import STYLES, held_out_pairs
 from sfumato.data.emoji_table import read_table
-from sfumato.data.emoji_words import caption, reworded
+from sfumato.data.emoji_words import caption, jumbled, reworded
 from sfumato.errors import UserError
 
 
@@ -79,22 +79,39 @@ def test_what_is_done_to_a_picture_is_in_its_caption(tmp_path: Path) -> None:
     assert data.columns(indices, draws)["caption"] == said
 
 
-def test_swapped_captions_are_those_of_other_pictures_of_the_design_that_are_trained_on(tmp_path: Path) -> None:
+def test_a_share_of_the_names_has_other_words_in_the_same_design_and_tone(tmp_path: Path) -> None:
     file = str(table(tmp_path))
     plain, data = Emoji(path=file, size=SIZE, hold=1), Emoji(path=file, size=SIZE, hold=1, swap=0.5)
     train = data.split("train").indices
     index = np.repeat(train, 50)
     draws = np.random.default_rng(0).random(len(index))
     told = data._told(index, draws)
-    alike = [sum(data.rows[a].style == data.rows[b].style for b in train) for a in index]
-    assert abs(np.mean(told != index) - np.mean([0.5 * (1 - 1 / n) for n in alike])) < 0.03  # 1 / n: with themselves
-    assert all(data.rows[a].style == data.rows[b].style for a, b in zip(index, told, strict=True))
-    assert set(told.tolist()) == set(train.tolist())
-    assert np.array_equal(plain._told(index, draws), index)
+    own = [data.rows[i] for i in index]
+    changed = [a is not b for a, b in zip(told, own, strict=True)]
+    assert abs(np.mean(changed) - 0.5) < 0.03
+    assert all((a.style, a.tone) == (b.style, b.tone) for a, b in zip(told, own, strict=True))
+    names = {row.name for row in own}
+    assert not {"kite", "lamp"} & {row.name for row in told}  # the test part's words are nobody's
+    letters = {"".join(sorted(word)) for name in names for word in name.split()}
+    assert all("".join(sorted(word)) in letters for row in told for word in row.name.split())
+    assert np.mean([row.name in names for row in told]) < 0.95  # letters are shuffled too
+    assert plain._told(index, draws) == own
     same, other = plain.columns(index, draws)["caption"], data.columns(index, draws)["caption"]
-    assert all(a == b for a, b, kept in zip(same, other, told == index, strict=True) if kept)
+    assert all(a == b for a, b, changed in zip(same, other, changed, strict=True) if not changed)
     assert data.columns([0])["caption"] == plain.columns([0])["caption"]  # without a draw nothing is swapped
     assert plain.fingerprint() != data.fingerprint()
+
+
+def test_half_of_the_jumbled_names_keep_none_of_their_words_and_long_ones_stay() -> None:
+    row = replace(rows(12)[0], name="one two three four", tone="", keywords=("digit",))
+    made = [jumbled(row, number, ["seven", "eight"]) for number in np.random.default_rng(0).random(4000)]
+    kept = np.asarray([sum(word in row.name.split() for word in one.name.split()) for one in made])
+    # in one half none of four; in the other one word goes, and each of the other three with probability 1/2
+    assert abs(np.mean(kept == 0) - (1 / 2 + 1 / 16)) < 0.025
+    assert np.mean(kept == 4) == 0 and abs(np.mean(kept == 3) - 1 / 16) < 0.012
+    assert all(not one.keywords and len(one.name.split()) == 4 for one in made)
+    assert jumbled(row, 0.3, ["eight"]) == jumbled(row, 0.3, ["eight"])
+    assert jumbled(row, 0.3, ["eight" * 20]) is row
 
 
 def test_moved_pictures_are_white_where_nothing_comes_from(tmp_path: Path) -> None:

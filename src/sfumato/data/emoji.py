@@ -19,7 +19,7 @@ from sfumato.core.media import Batch, Column
 from sfumato.data.base import Draws, Indices, digest, expand
 from sfumato.data.columns import Columns
 from sfumato.data.emoji_table import Row, read_table
-from sfumato.data.emoji_words import MIRRORED, MOVED, caption, may_be_moved, reworded
+from sfumato.data.emoji_words import MIRRORED, MOVED, caption, jumbled, may_be_moved, reworded
 from sfumato.data.memory import InMemory
 from sfumato.data.pictures import BadPicture, Look, decode
 from sfumato.errors import UserError, did_you_mean
@@ -49,9 +49,9 @@ class Emoji(InMemory, name="emoji"):
 
     A draw words the caption in another way (`emoji_words.reworded`), mirrors a quarter of the pictures that may be
     mirrored, and moves 15% by up to `shift` pixels; both are said in the caption, so that a model learns not to do it
-    unasked. swap: share of the draws that have the caption of another picture of the same design, trained on too: a name
-    that is now and then another's leaves the design to the words that name it. All pictures are held in memory: 12 KiB
-    each at 64 x 64.
+    unasked. swap: share of the draws in whose caption words of the name are others (`emoji_words.jumbled`): a name that
+    says little leaves the design to the words that name it, and unknown words spoil less. All pictures are held in
+    memory: 12 KiB each at 64 x 64.
     """
 
     path: str
@@ -117,10 +117,10 @@ class Emoji(InMemory, name="emoji"):
             return self.table.take(index)
         mirrored, moves = self._moved(index, draws)
         numbers = np.stack([expand(draws, f"words {k}") for k in range(4)], 1).tolist()
-        told = self._told(index, draws).tolist()
+        told = self._told(index, draws)
         said = [
-            reworded(self.rows[i], u, [w for w, there in ((MIRRORED, m), (MOVED, bool(any(d)))) if there])
-            for i, u, m, d in zip(told, numbers, mirrored.tolist(), moves.tolist())
+            reworded(row, u, [w for w, there in ((MIRRORED, m), (MOVED, bool(any(d)))) if there])
+            for row, u, m, d in zip(told, numbers, mirrored.tolist(), moves.tolist())
         ]
         return {"caption": said}
 
@@ -145,22 +145,20 @@ class Emoji(InMemory, name="emoji"):
         whole = hashlib.sha256(b"".join(row.raw for row in self.rows)).digest()
         return digest(whole, said, f"{self.size} {self.hold} {self.shift}" + (f" {self.swap}" if self.swap else ""))
 
-    def _told(self, index: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """(B,) the pictures whose captions are told: for a share `swap` others of the same design that are trained on."""
-        if not self.swap:
-            return index
-        told = index.copy()
-        for at in np.flatnonzero(expand(draws, "swap") < self.swap).tolist():
-            others = self._trained[self.rows[index[at]].style]
-            if len(others):
-                told[at] = others[int(expand(draws[at : at + 1], "other")[0] * len(others))]
-        return told
+    def _told(self, index: NDArray[np.int64], draws: NDArray[np.float64]) -> list[Row]:
+        """The rows whose captions are told: a share `swap` of them with other words in the name."""
+        rows = [self.rows[i] for i in index.tolist()]
+        if self.swap:
+            numbers = expand(draws, "other")
+            for at in np.flatnonzero(expand(draws, "swap") < self.swap).tolist():
+                rows[at] = jumbled(rows[at], float(numbers[at]), self._words)
+        return rows
 
     @cached_property
-    def _trained(self) -> dict[str, NDArray[np.int64]]:
-        """The pictures of each design that are not held out."""
-        styles = np.asarray([row.style for row in self.rows])
-        return {style: np.flatnonzero((styles == style) & ~self._mask) for style in self.styles}
+    def _words(self) -> tuple[str, ...]:
+        """The words of all names that are trained on."""
+        names = {row.name for row, held_out in zip(self.rows, self._mask) if not held_out}
+        return tuple(sorted({word for name in names for word in name.split()}))
 
     def _moved(
         self, index: NDArray[np.int64], draws: NDArray[np.float64]

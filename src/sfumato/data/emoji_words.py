@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from sfumato.data.emoji_table import Row
 
@@ -55,6 +58,24 @@ def reworded(row: Row, draws: Sequence[float], moved: Sequence[str] = ()) -> str
     front = order * 10 % 1 < 0.5
     forms = [_placed(text.lower(), style, kept, front) for text in (longer, named)]
     return _fitting(forms, row, kept)
+
+
+def jumbled(row: Row, number: float, words: Sequence[str]) -> Row:
+    """The same with other words in its name, and without key words: a function of one number of [0, 1).
+
+    In half of all cases every word, in the others each with probability 1/2 and one at least, is replaced by one of
+    `words`, half of these with their letters shuffled: words that nobody knows. A row stays as it is where there would be
+    no room for the words that say how it was moved.
+    """
+    rng = np.random.default_rng(int(number * 2.0**52))
+    name = row.name.split()
+    gone = rng.random(len(name)) < (1.0 if rng.random() < 0.5 else 0.5)
+    gone[rng.integers(len(name))] = True
+    for at in np.flatnonzero(gone).tolist():
+        word = words[rng.integers(len(words))]
+        name[at] = "".join(rng.permutation(list(word))) if rng.random() < 0.5 else word
+    made = replace(row, name=" ".join(name), keywords=())
+    return made if may_be_moved(made) else row
 
 
 def _placed(said: str, style: str, kept: Sequence[str], front: bool) -> str:

@@ -72,7 +72,7 @@ def jumbled(row: Row, number: float, words: Sequence[str]) -> Row:
     gone = rng.random(len(name)) < (1.0 if rng.random() < 0.5 else 0.5)
     gone[rng.integers(len(name))] = True
     for at in np.flatnonzero(gone).tolist():
-        word = words[rng.integers(len(words))]
+        word = words[int(rng.integers(len(words)))]
         name[at] = "".join(rng.permutation(list(word))) if rng.random() < 0.5 else word
     made = replace(row, name=" ".join(name), keywords=())
     return made if may_be_moved(made) else row

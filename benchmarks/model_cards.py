@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +184,10 @@ def settled(source: Path, folder: Path, *, trained: Mapping[str, Any], judges: M
     return folder
 
 
-def _before(record: Mapping[str, Any] | None) -> str:
+def _before(stages: Sequence[Mapping[str, Any]]) -> str:
     """What a model went on from."""
-    if record is None:
-        return ""
-    return f", going on from a model of {record['samples']:,} samples in {record['seconds'] / 60:.0f} minutes"
+    said = [f"{stage['samples']:,} samples in {stage['seconds'] / 60:.0f} minutes" for stage in stages]
+    return f", going on from {' and then '.join(said)}" if said else ""
 
 
 def write_card(folder: Path, found: Mapping[str, Any]) -> None:
@@ -210,7 +209,7 @@ def card(folder: Path, found: Mapping[str, Any]) -> str:
         count=sum(p.numel() for p in Pipeline.load(folder).model.parameters()),
         size=f"{(folder / WEIGHTS).stat().st_size / 2**20:.2f} MiB",
         training=f"{trained['samples']:,} samples in {minutes:.2f} minutes on one {trained['machine']} "
-        f"(torch {trained['torch']})" + _before(trained.get("before")),
+        f"(torch {trained['torch']})" + _before(trained.get("before", [])),
         vocoder=trained.get("vocoder_minutes"),
         judges=trained["judge_seconds"],
         command=trained["command"],

@@ -106,7 +106,7 @@ def run(asked: Any, place: Path) -> None:
     }
     if "init" in settings:
         record = modelfolder.read_config(modelfolder.find_folder(settings["init"]))["trained"]
-        about["before"] = {key: record.get(key) for key in ("samples", "seconds")}
+        about["before"] = [*record.get("before", []), {key: record.get(key) for key in ("samples", "seconds")}]
     ships = settled(place / "compact", place / "voxels", trained=about, judges={"judge": judge})
     _pack(ships, asked.out / "model.tar")  # before it is scored: its card is written again afterwards
     say(f"8-bit model: {sum(f.stat().st_size for f in ships.iterdir() if f.is_file()):,} bytes")

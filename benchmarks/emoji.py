@@ -174,6 +174,7 @@ def work(options: argparse.Namespace) -> None:
         "judge_minutes": round(judge.trained["seconds"] / 60, 2),
         "taught_steps": options.taught,
         "dropped": dict(spec.leaves())["train.drop"],
+        "swapped": data.swap,
         "machine": place,
         "versions": versions("sfumato"),
         "styles": list(data.styles),

@@ -51,8 +51,8 @@ trained on; {known} are known names in a design held out for them and {new} are 
 ## Training
 
 {network} with the byte-level text encoder `text`, flow matching with velocity, {samples:,} samples in {minutes:g} minutes on
-{gpu}{before}. Captions are reworded, {dropped:.0%} of them dropped; some pictures are mirrored or moved, which their
-captions say.
+{gpu}{before}. Captions are reworded, {dropped:.0%} of them dropped, and in {swapped:.0%} words of the name are others; some
+pictures are mirrored or moved, which their captions say.
 `sfumato show emoji` prints every setting, `python -m benchmarks.emoji` trains it again.
 
 ## Scores
@@ -92,6 +92,7 @@ def card(data: Emoji, pipeline: Pipeline, scores: Scores, judge: ContrastiveJudg
         gpu=trained["machine"],
         before="".join(f", after {b['samples']:,} in {b['gpu_minutes']:g}" for b in trained.get("before", [])),
         dropped=trained["dropped"],
+        swapped=trained["swapped"],
         guidance=scores.settings["guidance_scale"],
         steps=scores.settings["steps"],
         scores="\n".join(_row(name, score) for name, score in scores.metrics.items()),

@@ -127,6 +127,7 @@ def test_the_recipe_reads_any_table_as_emoji_and_refuses_other_data(data: Emoji)
     assert model.conditioner is not None and model.conditioner.columns == ("caption",)
     with pytest.raises(UserError, match="data=digits is no table of emoji"):
         load_recipe("emoji", {"data": "digits"})
+    assert made.data.swap == 0.5 and load_recipe("emoji", {"data": "{type: emoji, path: X, swap: 0}"}).data.swap == 0
     changed = load_recipe("emoji", {"data": data.path, "data.swap": "0.1"}).data  # which no other data have
     assert changed.cls is Emoji and changed.swap == 0.1
     with pytest.raises(UserError, match=r"there is no setting 'data\.swop'; did you mean 'data\.swap'"):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.nn.embed import rotate
 from sfumato.nn.layers import apply_linear, zero
 from sfumato.nn.split import Split
+
+# cuDNN's backward pass on Hopper scores the empty part of its last tile of keys 0, not -inf: where all logits of a query
+# are below -88 that overflows, and gradients are NaN (pytorch/pytorch issue 196678). Full tiles have no such part.
+_TILE = 128
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, split: Split | None = None) -> Tensor:
@@ -25,8 +31,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, split: S
             asking = split.last
             (q,), (k, v) = asking.by_heads(q), split.by_heads(k, v)
     allowed = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+    mixed = _mixed(q, k, v, allowed).transpose(1, 2).flatten(2)
     return mixed if asking is None else asking.by_tokens(mixed)
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """PyTorch's attention, by any of its kernels but cuDNN's where that one's gradients can be NaN."""
+    if q.is_cuda and torch.is_grad_enabled() and k.shape[2] % _TILE:
+        with sdpa_kernel(_WITHOUT_CUDNN):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
 
 
 def rms_norm(x: Tensor, scale: Tensor | None) -> Tensor:

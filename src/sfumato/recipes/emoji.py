@@ -26,6 +26,7 @@ _SIZES: dict[str, tuple[int, int, int, int, int, int]] = {
 }
 _HEAD = 64  # channels of an attention head, at most
 _LONGEST = 96  # bytes of a prompt
+_SWAP = 0.5  # of the names: what a design looks like must not hang on them
 
 
 @recipe("emoji")
@@ -36,14 +37,15 @@ def emoji(*, data: Spec[Data], minutes: float = 6.0, size: Size = "m") -> Spec[R
     GPU. size: m is the model that ships, 11.7 million parameters; s and xs are to try things out on a CPU.
     """
     width, depth, text, layers, rows, batch = _SIZES[size]
+    data = emoji_data(data)
     return Spec(
         Recipe,
         title="emoji",
-        data=emoji_data(data),
-        network=Spec(DiT, width=width, depth=depth, heads=max(2, width // _HEAD), patch=4, dropout=0.1),
+        data=data if "swap" in data.settings else data.override("swap", _SWAP),
+        network=Spec(DiT, width=width, depth=depth, heads=max(2, width // _HEAD), patch=4, dropout=0.2),
         conditioner=Spec(Text, width=text, depth=layers, heads=4, length=_LONGEST, buckets=rows),
         objective=DenoisingLoss(times=LogitNormalTimes(mean=1.2, std=1.5)),  # designs are decided far up in the noise
-        sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.0)),
+        sampling=Sampling(steps=20, guidance=ClassifierFree(scale=2.5)),
         train=Training(
             batch=batch,
             minutes=minutes,

@@ -133,6 +133,23 @@ def test_equals_the_plain_network(shape: tuple[int, ...], modulation: Any) -> No
     )
 
 
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_normalised_queries_and_keys_make_attention_no_sharper_as_their_weights_grow(qk_norm: bool) -> None:
+    torch.manual_seed(0)
+    asked = CondShape(tokens=4)
+    network = shaken(UNet((2, 8, 8), asked, width=8, mults=(1, 2), blocks=1, attention=(1,), qk_norm=qk_norm).double())
+    x, noise, cond = torch.randn(2, 2, 8, 8).double(), torch.rand(2).double(), Cond(tokens=torch.randn(2, 3, 4).double())
+    before = network(x, noise, cond)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "attention.qkv." in name:
+                parameter[: 2 * len(parameter) // 3] *= 1e3
+            elif "cross.q." in name:
+                parameter *= 1e3
+    unchanged = torch.allclose(network(x, noise, cond), before, rtol=1e-4)
+    assert unchanged == qk_norm
+
+
 # ---------------------------------------------------------------- diffusers
 
 

@@ -79,12 +79,12 @@ class ResBlock(nn.Module):
 class FieldAttention(nn.Module):
     """Self-attention over all positions of a field, then cross-attention to the condition's tokens, both residual."""
 
-    def __init__(self, channels: int, tokens: int, heads: int, groups: int | None) -> None:
+    def __init__(self, channels: int, tokens: int, heads: int, groups: int | None, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm = GroupNorm(norm_groups(channels, groups), channels)
-        self.attention = SelfAttention(channels, heads)
+        self.attention = SelfAttention(channels, heads, qk_norm=qk_norm)
         self.cross_norm = GroupNorm(norm_groups(channels, groups), channels) if tokens else None
-        self.cross = CrossAttention(channels, tokens, heads) if tokens else None
+        self.cross = CrossAttention(channels, tokens, heads, qk_norm=qk_norm) if tokens else None
 
     def forward(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None, identity: bool = False) -> Tensor:
         size = x.shape[2:]
@@ -161,6 +161,7 @@ class UNet(Network, name="unet"):
     attention: levels with attention, 0 the finest; None: every level of at most 256 positions.
     middle_attention: attention in the middle block, at the coarsest level.
     head_dim: channels of an attention head; None: the widest of at most 64 that divides the level's channels.
+    qk_norm: RMS norm of queries and keys, which keeps attention from growing sharper and sharper at high rates.
     groups: groups of every group norm; None: at most 32, with at least 8 channels in each.
     modulation: how the noise level and the condition's vector enter a block: `scale_shift` after its second norm, or
     `shift` before it (Ho et al., 2020).
@@ -185,6 +186,7 @@ class UNet(Network, name="unet"):
         attention: tuple[int, ...] | None = None,
         middle_attention: bool = True,
         head_dim: int | None = None,
+        qk_norm: bool = False,
         groups: int | None = None,
         dropout: float = 0.0,
         modulation: Modulation = "scale_shift",
@@ -218,7 +220,7 @@ class UNet(Network, name="unet"):
         def block(inputs: int, outputs: int, attend: bool) -> Block:
             res = ResBlock(dims, inputs, outputs, groups, dropout, modulation)
             heads = head_count(outputs, head_dim) if attend else 1
-            return Block(res, FieldAttention(outputs, cond.tokens, heads, groups) if attend else None)
+            return Block(res, FieldAttention(outputs, cond.tokens, heads, groups, qk_norm) if attend else None)
 
         self.embed = NoiseEmbedding(width, emb, cond.vector)
         self.stem = conv(dims, shape[0] + cond.concat, width)

@@ -138,7 +138,11 @@ def test_normalised_queries_and_keys_make_attention_no_sharper_as_their_weights_
     torch.manual_seed(0)
     asked = CondShape(tokens=4)
     network = shaken(UNet((2, 8, 8), asked, width=8, mults=(1, 2), blocks=1, attention=(1,), qk_norm=qk_norm).double())
-    x, noise, cond = torch.randn(2, 2, 8, 8).double(), torch.rand(2).double(), Cond(tokens=torch.randn(2, 3, 4).double())
+    x, noise, cond = (
+        torch.randn(2, 2, 8, 8).double(),
+        torch.rand(2).double(),
+        Cond(tokens=torch.randn(2, 3, 4).double()),
+    )
     before = network(x, noise, cond)
     with torch.no_grad():
         for name, parameter in network.named_parameters():

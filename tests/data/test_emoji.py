@@ -112,6 +112,8 @@ def test_half_of_the_jumbled_names_keep_none_of_their_words_and_long_ones_stay()
     assert all(not one.keywords and len(one.name.split()) == 4 for one in made)
     assert jumbled(row, 0.3, ["eight"]) == jumbled(row, 0.3, ["eight"])
     assert jumbled(row, 0.3, ["eight" * 20]) is row
+    blank = replace(row, name=" ")
+    assert jumbled(blank, 0.3, ["eight"]) is blank
 
 
 def test_moved_pictures_are_white_where_nothing_comes_from(tmp_path: Path) -> None:

@@ -64,11 +64,13 @@ def jumbled(row: Row, number: float, words: Sequence[str]) -> Row:
     """The same with other words in its name, and without key words: a function of one number of [0, 1).
 
     In half of all cases every word, in the others each with probability 1/2 and one at least, is replaced by one of
-    `words`, half of these with their letters shuffled: words that nobody knows. A row stays as it is where there would be
-    no room for the words that say how it was moved.
+    `words`, half of these with their letters shuffled: words that nobody knows. A row stays as it is if its name is blank,
+    or where there would be no room for the words that say how it was moved.
     """
-    rng = np.random.default_rng(int(number * 2.0**52))
     name = row.name.split()
+    if not name:
+        return row
+    rng = np.random.default_rng(int(number * 2.0**52))
     gone = rng.random(len(name)) < (1.0 if rng.random() < 0.5 else 0.5)
     gone[rng.integers(len(name))] = True
     for at in np.flatnonzero(gone).tolist():

@@ -31,11 +31,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, split: S
             asking = split.last
             (q,), (k, v) = asking.by_heads(q), split.by_heads(k, v)
     allowed = mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask
-    mixed = _mixed(q, k, v, allowed).transpose(1, 2).flatten(2)
+    mixed = _product(q, k, v, allowed).transpose(1, 2).flatten(2)
     return mixed if asking is None else asking.by_tokens(mixed)
 
 
-def _mixed(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def _product(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """PyTorch's attention, by any of its kernels but cuDNN's where that one's gradients can be NaN."""
     if q.is_cuda and torch.is_grad_enabled() and k.shape[2] % _TILE:
         with sdpa_kernel(_WITHOUT_CUDNN):

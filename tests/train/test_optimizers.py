@@ -348,6 +348,31 @@ def test_muon_is_its_formula() -> None:
         )
 
 
+def test_muon_moves_each_of_many_alike_weights_as_if_alone_in_any_memory_format() -> None:
+    def three(last: bool) -> nn.ModuleList:
+        torch.manual_seed(0)
+        made_of = nn.ModuleList([nn.Conv2d(5, 6, 3, bias=False) for _ in range(3)])
+        return made_of.to(memory_format=torch.channels_last) if last else made_of  # type: ignore[call-overload]
+
+    together, alone = three(last=True), three(last=False)
+    optimizers = [made(together, "muon", clip=0.0)], [made(nn.ModuleList([one]), "muon", clip=0.0) for one in alone]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(4):
+        for i, (one, other) in enumerate(zip(together, alone)):
+            gradient = torch.randn(one.weight.shape, generator=generator)
+            absent = i == 1 and step == 2  # a weight that took no part keeps its momentum
+            one.weight.grad = None if absent else gradient.contiguous(memory_format=torch.channels_last)
+            other.weight.grad = None if absent else gradient
+        for i, optimizer in enumerate([*optimizers[0], *optimizers[1]]):
+            if not (i == 2 and step == 2):
+                optimizer.step(1e-2, torch.zeros(()))
+    for i, (one, other) in enumerate(zip(together, alone)):
+        torch.testing.assert_close(one.weight, other.weight, rtol=1e-5, atol=1e-6)
+        kept, own = optimizers[0][0].state()[f"momentum.{i}.weight"], optimizers[1][i].state()["momentum.0.weight"]
+        assert kept.shape == one.weight.shape and kept.stride() == one.weight.stride()
+        torch.testing.assert_close(kept, own)
+
+
 def test_an_update_of_muon_is_as_large_as_one_of_adamw() -> None:
     model = nn.ModuleList([nn.Linear(256, 512, bias=False)])
     optimizer = made(model, "muon", weight_decay=0.0)

@@ -6,7 +6,7 @@ Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import final
 
 import torch
@@ -36,12 +36,11 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
     y = y / torch.linalg.matrix_norm(y, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    y = y.bfloat16() if x.is_cuda else y
+    y = (y.bfloat16() if y.is_cuda else y).reshape(-1, *y.shape[-2:])
     for _ in range(steps):
-        square = y @ y.mT
-        y = a * y + (b * square + c * (square @ square)) @ y
-    made: Tensor = (y.mT if tall else y).to(x.dtype)
-    return made
+        square = torch.bmm(y, y.mT)
+        y = torch.baddbmm(y, torch.baddbmm(square, square, square, beta=b, alpha=c), y, beta=a)
+    return (y.mT if tall else y).reshape(x.shape).to(x.dtype)
 
 
 def hidden(model: nn.Module) -> list[str]:
@@ -87,45 +86,71 @@ class Muon(Optimizer, name="muon"):
         if steps < 1:
             raise UserError(f"muon: steps = {steps} must be at least 1; 5 is usual")
         self._momentum, self._steps = momentum, steps
-        self._hidden = {name: torch.zeros_like(self.weight(name)) for name in hidden(model) if name in self.parameters}
-        self._rest = Moments(self, [name for name in self.parameters if name not in self._hidden])
+        taken = [name for name in hidden(model) if name in self.parameters]
+        self._groups = [_Group(names, self.weight(names[0])) for names in _alike(taken, self.weight)]
+        self._rest = Moments(self, [name for name in self.parameters if name not in set(taken)])
 
     def update(self, gradients: Mapping[str, Tensor], lr: float | Tensor, bad: Tensor | None) -> None:
         self._rest.update(gradients, lr, bad)
-        names = [name for name in self._hidden if name in gradients]
-        if not names:
-            return
-        found, kept = [gradients[name] for name in names], [self._hidden[name] for name in names]
-        if bad is None:
-            torch._foreach_mul_(kept, self._momentum)
-        else:  # a gradient that is not finite becomes 0, and momentum stays
-            found = [torch.where(bad > 0, 0.0, gradient) for gradient in found]
-            torch._foreach_mul_(kept, torch.where(bad > 0, 1.0, self._momentum))
-        torch._foreach_add_(kept, found)
-        torch._foreach_add_(found, kept, alpha=self._momentum)
-        ahead = dict(zip(names, found))
-        for group in _alike(ahead):
-            self._move(group, torch.stack([ahead[name].flatten(1) for name in group]), lr, bad)
+        for group in self._groups:
+            present = [i for i, name in enumerate(group.names) if name in gradients]
+            if present:
+                self._move(group, present, gradients, lr, bad)
 
-    def _move(self, names: list[str], ahead: Tensor, lr: float | Tensor, bad: Tensor | None) -> None:
-        """One step of weights of one shape. ahead: (n, rows, cols)."""
-        rate = lr if bad is None else lr * (1 - bad)
-        weights = [self.weight(name) for name in names]
+    def _move(
+        self, group: _Group, present: list[int], gradients: Mapping[str, Tensor], lr: float | Tensor, bad: Tensor | None
+    ) -> None:
+        """One step of the weights of a group that have gradients."""
+        names = [group.names[i] for i in present]
+        found = torch.stack([group.laid(gradients[name]) for name in names])
+        rate, keep = lr, torch.tensor(self._momentum)
+        if bad is not None:  # a gradient that is not finite becomes 0, and momentum and weights stay
+            found, rate = torch.where(bad > 0, 0.0, found), lr * (1 - bad)
+            keep = torch.where(bad > 0, 1.0, self._momentum)
+        whole = len(names) == len(group.names)
+        kept = group.momentum if whole else group.momentum[present]
+        kept.mul_(keep).add_(found)
+        if not whole:
+            group.momentum[present] = kept
+        ahead = found.add_(kept, alpha=self._momentum).flatten(2)
+        change = orthogonal(ahead, self._steps) * (rate * _LIKE_ADAMW * math.sqrt(max(ahead.shape[1:])))
         for decay in {self.decay[name] for name in names} - {0.0}:
             torch._foreach_mul_([self.weight(name) for name in names if self.decay[name] == decay], 1 - rate * decay)
-        change = orthogonal(ahead, self._steps) * (rate * _LIKE_ADAMW * math.sqrt(max(ahead.shape[1:])))
-        torch._foreach_sub_(weights, [part.view(w.shape) for part, w in zip(change, weights)])
+        torch._foreach_sub_([group.laid(self.weight(name)) for name in names], list(change.view_as(kept).unbind()))
 
     def moments(self) -> dict[str, Tensor]:
-        return {**{f"momentum.{name}": v for name, v in self._hidden.items()}, **self._rest.state()}
+        return {**{k: v for group in self._groups for k, v in group.state().items()}, **self._rest.state()}
 
 
-def _alike(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names in groups of one matrix shape, none of more than `_LARGEST` elements."""
-    by_shape: dict[tuple[int, int], list[str]] = {}
-    for name, tensor in tensors.items():
-        by_shape.setdefault((len(tensor), tensor[0].numel()), []).append(name)
-    for shape, names in by_shape.items():
-        most = max(1, _LARGEST // math.prod(shape))
-        for first in range(0, len(names), most):
-            yield names[first : first + most]
+@final
+class _Group:
+    """Weights of one shape and memory format, worked on together, and their momentum (n, out, *the other axes).
+
+    The other axes are in the order in which they lie in memory (a channels-last kernel: height, width, input), so that
+    stacking copies whole stretches. It is the order of a matrix's columns, which `orthogonal` does not care about.
+    """
+
+    def __init__(self, names: list[str], like: Tensor) -> None:
+        self.names = names
+        self.order = (0, *sorted(range(1, like.ndim), key=lambda axis: -like.stride()[axis]))
+        self.momentum = like.new_zeros(len(names), *self.laid(like).shape)
+
+    def laid(self, x: Tensor) -> Tensor:
+        """A view of a weight, or its gradient, with the axes in the group's order."""
+        return x.permute(self.order)
+
+    def state(self) -> dict[str, Tensor]:
+        """The momentum of each weight, in the weight's own order of axes: views."""
+        back = [self.order.index(axis) for axis in range(len(self.order))]
+        return {f"momentum.{name}": m.permute(back) for name, m in zip(self.names, self.momentum.unbind())}
+
+
+def _alike(names: list[str], weight: Callable[[str], Tensor]) -> Iterator[list[str]]:
+    """Names in groups of one shape and memory format, none of more than `_LARGEST` elements."""
+    kinds: dict[tuple[object, ...], list[str]] = {}
+    for name in names:
+        kinds.setdefault((weight(name).shape, weight(name).stride()), []).append(name)
+    for alike in kinds.values():
+        most = max(1, _LARGEST // weight(alike[0]).numel())
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most]

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled
 from torch.nn import functional as F
 
-from sfumato.nn.attention import attend
+from sfumato.nn.attention import attend, rms_norm
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,24 @@ def test_gradients_are_finite_where_all_logits_of_a_query_are_far_below_zero() -
     inputs = [t.cuda().bfloat16().requires_grad_() for t in (q + common, k - common, v)]
     attend(*inputs).sum().backward()
     assert all(bool(t.grad.isfinite().all()) for t in inputs if t.grad is not None)
+
+
+def test_norms_of_queries_are_not_made_float32_by_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, seen = F.rms_norm, []
+
+    def watched(*args: Any) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return norm(*args)
+
+    monkeypatch.setattr(F, "rms_norm", watched)
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = rms_norm(x, torch.full((8,), 2.0))
+        assert torch.is_autocast_enabled("cpu")  # as before
+    assert seen == [False] and out.dtype == torch.bfloat16
+    wide = x.double()
+    expected = 2 * wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(out.double(), expected, rtol=2e-2, atol=1e-2)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:

@@ -19,6 +19,7 @@ from sfumato.core import Batch, DataInfo, DenoisingLoss, Draws, Flow, Loss, Netw
 from sfumato.errors import SfumatoError, UserError
 from sfumato.model import ModelSpec
 from sfumato.nn import MLP, DiT, UNet
+from sfumato.nn.attention import rms_norm
 from sfumato.nn.recompute import blocks_of, first_blocks, recompute
 from sfumato.recipes import load_recipe
 from sfumato.recipes.build import prepare
@@ -250,6 +251,17 @@ def test_casts_are_those_of_autocast_on_cuda() -> None:
         assert F.layer_norm(y, (6,)).dtype == torch.bfloat16
     with Rules(torch.float32, cuda=True):
         assert F.linear(x, w).dtype == torch.float32
+
+
+def test_normed_queries_keep_one_number_a_row() -> None:
+    q = torch.empty(2, 4, 64, 32, device=META, dtype=torch.bfloat16, requires_grad=True)
+    gain = nn.Parameter(torch.empty(32, device=META))
+    alive = Alive()
+    alive.know([q, gain])
+    with alive, Rules(torch.bfloat16, True):
+        out = rms_norm(q, gain)
+    assert out.dtype == torch.bfloat16
+    assert alive.now == q.numel() * 2 + q.numel() // 32 * 4 + 512  # the output, its numbers, and the gain in bfloat16
 
 
 def test_attention_keeps_no_matrix_of_pairs() -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.nn.embed import rotate
-from sfumato.nn.layers import apply_linear, zero
+from sfumato.nn.layers import apply_linear, as_is, zero
 from sfumato.nn.split import Split
 
 # cuDNN's backward pass on Hopper scores the empty part of its last tile of keys 0, not -inf: where all logits of a query
@@ -44,8 +44,14 @@ def _product(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def rms_norm(x: Tensor, scale: Tensor | None) -> Tensor:
-    """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis, in the type of x; unchanged without a scale."""
-    return x if scale is None else F.rms_norm(x, x.shape[-1:], scale.to(x.dtype), 1e-6).to(x.dtype)
+    """x / sqrt(mean(x^2) + 1e-6) * scale over the last axis, in the type of x; unchanged without a scale.
+
+    The mean is summed in float32 either way; autocast (of torch 2.13, not of 2.11) would keep x and the output in it too.
+    """
+    if scale is None:
+        return x
+    with as_is(x):
+        return F.rms_norm(x, x.shape[-1:], scale.to(x.dtype), 1e-6)
 
 
 class SelfAttention(nn.Module):

@@ -7,7 +7,8 @@ the layouts for which every backend has its fastest convolutions, and in them (B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ def zero(module: M) -> M:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def as_is(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside, autocast changes no types on x's device (on `meta` it does not exist)."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def to_inner(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from sfumato.nn.attention import CrossAttention, SelfAttention
 from sfumato.nn.embed import NoiseEmbedding, absolute_positions, grid_positions
 from sfumato.nn.layers import (
     apply_conv,
+    as_is,
     check_input,
     check_positive,
     check_shape,
@@ -142,8 +142,7 @@ class Up(nn.Module):
             whole = fused.conv_enlarged(self.conv, x, self.factors)
             if whole is not None:
                 return whole
-        # It copies values, and autocast would make them float32 first. (Nothing is computed on `meta`, and nothing cast.)
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        with as_is(x):  # it copies values, and autocast would make them float32 first
             x = F.interpolate(x, scale_factor=tuple(map(float, self.factors)), mode="nearest")
         if x.shape[2:] != size:
             for axis, n in enumerate(size, start=2):

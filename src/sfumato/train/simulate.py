@@ -177,7 +177,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch, heads, n, _ = q.shape
-        out = q.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)
+        out = torch.empty_like(q[..., :1].expand_as(v) if v.shape[-1] != q.shape[-1] else q)  # laid as the queries are
         ctx.save_for_backward(q, k, v, out, q.new_empty(batch, heads, n, dtype=torch.float32))
         return out
 
@@ -197,7 +197,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
         ctx.save_for_backward(x, gain, x.new_empty(x.shape[:-1], dtype=torch.float32))
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +216,6 @@ _SINGLE = {
     *(
         F.layer_norm,
         F.group_norm,
-        F.rms_norm,
         F.softmax,
         F.log_softmax,
         F.mse_loss,
@@ -274,14 +273,10 @@ class Rules(TorchFunctionMode):
             args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
         if func is F.scaled_dot_product_attention and args[0].shape[1] == args[1].shape[1]:
             return _Flash.apply(*args[:3])  # type: ignore[no-untyped-call]
-        if (
-            self._cuda
-            and func is F.rms_norm
-            and len(args) > 2
-            and args[2] is not None
-            and args[2].dtype == args[0].dtype
-        ):
-            return _RmsNorm.apply(args[0], args[2])  # type: ignore[no-untyped-call]
+        if self._cuda and func is F.rms_norm:
+            gain = kwargs.get("weight", args[2] if len(args) > 2 else None)
+            if gain is not None and gain.dtype == args[0].dtype:
+                return _RmsNorm.apply(args[0], gain)  # type: ignore[no-untyped-call]
         if not self._cuda and func is F.group_norm:  # on all but a CPU it makes its input contiguous first
             return _group_norm(*args, **kwargs)
         return func(*args, **kwargs)

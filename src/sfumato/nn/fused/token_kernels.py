@@ -116,7 +116,7 @@ def bias_gelu_back(
     part = (tl.program_id(0) // wide).to(tl.int64)
     n = tl.program_id(0) % wide * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros((BLOCK_N,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)  # summed over rows once, at the end: threads meet there only
     for row in range(0, PER, BLOCK_M):
         m = part * PER + row + tl.arange(0, BLOCK_M)
         inside = (m < M)[:, None] & (n < N)[None, :]
@@ -126,5 +126,5 @@ def bias_gelu_back(
         s = _gate_of_gelu(v)
         d = g * (s + v * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * v * v))
         tl.store(dx + at, d.to(dx.dtype.element_ty), mask=inside)
-        total += tl.sum(d, 0)
-    tl.store(sums + part * N + n, total, mask=n < N)
+        total += d
+    tl.store(sums + part * N + n, tl.sum(total, 0), mask=n < N)

@@ -1,7 +1,7 @@
 """Our side of the GPU benchmarks: a training step, sampling, and a guided forward of the networks in `_gpu.Sizes`.
 
 The network of the U-Net is diffusers' of google/ddpm-cifar10-32, block for block. The DiT is ours of the shape of
-DiT-XL/2: rotary positions beside the sinusoids, no norm of queries and keys.
+DiT-XL/2 as its paper has it: sinusoids alone for positions, no norm of queries and keys.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def networks(kind: Kind, size: Sizes) -> tuple[Network, Label | None]:
         heads=size.dit_heads,
         patch=size.dit_patch,
         qk_norm=False,
+        rotary=False,
         outputs=2,
     )
     return dit, label

@@ -11,6 +11,7 @@ from sfumato.recipes.base import Recipe, recipe
 from sfumato.recipes.image import title_of
 from sfumato.spec import Spec
 from sfumato.train import Training
+from sfumato.train.muon import Muon
 
 
 @recipe("cifar10")
@@ -37,7 +38,8 @@ def cifar10(*, data: Spec[Data], minutes: float = 4.0, width: int = 128, labels:
         train=Training(
             batch=256,
             minutes=minutes,
-            lr=1e-3,
+            optimizer=Spec(Muon),
+            lr=5e-4,
             warmup=0.05,
             decay=0.5,
             ema=(0.05, 0.1),

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._table import Row, machine, show, versions, write
-from sfumato.train.device import wait
+from sfumato.device import wait
 
 Kind = Literal["unet", "dit"]
 Unit = Literal["images/s", "s", "ms"]

@@ -37,12 +37,12 @@ from benchmarks._table import RESULTS, Row, show, write
 from sfumato.codecs import Latent
 from sfumato.core.random import keys
 from sfumato.data import Data
+from sfumato.device import wait
 from sfumato.evaluate.perceptual import Perceptual, open_perceptual
 from sfumato.evaluate.reconstruction import psnr, ssim
 from sfumato.nn import AutoencoderKL
 from sfumato.recipes import load_recipe, trainer
 from sfumato.train import Ema, Silent
-from sfumato.train.device import wait
 
 BATCH, TIMED = 32, 64
 CASES = {"f8": (8, 4), "f4": (4, 3)}  # factor, channels of the latent

@@ -34,6 +34,7 @@ from sfumato import media, modelfolder
 from sfumato.conditioners import Text
 from sfumato.data import Data, Emoji
 from sfumato.data.emoji_words import caption
+from sfumato.device import choose_device
 from sfumato.errors import Interrupted
 from sfumato.evaluate.contrastive import ContrastiveJudge
 from sfumato.evaluate.emoji import emoji_scores
@@ -45,7 +46,6 @@ from sfumato.recipes.attributes import Looks
 from sfumato.recipes.contrastive import Lessons, teach_words, train_contrastive
 from sfumato.spec import Spec
 from sfumato.train import Result, Run
-from sfumato.train.device import choose_device
 
 EACH = 16  # prompts of each kind on the sheet
 SHOWN = (1.0, 2.0, 4.0, 7.5)

@@ -35,10 +35,10 @@ from sfumato.codecs import Arrays
 from sfumato.conditioners import Label
 from sfumato.core import Batch, DataInfo, DiscreteVP, Draws, Eps, HybridLoss, NetDenoiser
 from sfumato.data import Data, Loader
+from sfumato.device import wait
 from sfumato.model import Model
 from sfumato.nn import DiT
 from sfumato.train import DiffusionTask, Run, Silent, Trainer, Training
-from sfumato.train.device import wait
 from sfumato.train.parallel import Words
 
 ROUNDS, STEPS, WARM = 5, 10, 12

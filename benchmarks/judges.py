@@ -20,9 +20,9 @@ import torch
 
 from benchmarks._table import machine, versions
 from sfumato.data import Data, open_data
+from sfumato.device import choose_device
 from sfumato.evaluate import Judge
 from sfumato.recipes.judges_pictures import USUAL, train_picture_judge
-from sfumato.train.device import choose_device
 
 FOLDERS = {"wrn": "wrn16-4", "vgg": "vgg64"}
 

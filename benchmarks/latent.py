@@ -29,11 +29,11 @@ from torch import Tensor
 from benchmarks._pictures import everything, judge_of, opened, where
 from benchmarks._table import RESULTS, Row, show, write
 from sfumato.commands.encode import encode
+from sfumato.device import wait
 from sfumato.evaluate import Judge, frechet
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe, trainer
 from sfumato.train import Silent
-from sfumato.train.device import wait
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import torch
 
 from benchmarks._table import machine, versions
 from sfumato.data import Data, open_data
+from sfumato.device import choose_device, wait
 from sfumato.evaluate import OdeLikelihood, VariationalBound, nll
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe
 from sfumato.spec import Spec
-from sfumato.train.device import choose_device, wait
 
 CASES: dict[str, OdeLikelihood | VariationalBound] = {
     "ode": OdeLikelihood(),

@@ -38,13 +38,13 @@ from benchmarks.sample_gpu import EVALUATIONS, Ddim
 from benchmarks.train_gpu import How, UNetTraining
 from sfumato import media
 from sfumato.data import Subset, open_data
+from sfumato.device import choose_device, has_bf16, wait
 from sfumato.errors import UserError
 from sfumato.evaluate import Judge, Moments, frechet_distance
 from sfumato.nn.captured import Captured
 from sfumato.pipeline import Pipeline
 from sfumato.recipes import load_recipe
 from sfumato.recipes.build import trainer
-from sfumato.train.device import choose_device, has_bf16, wait
 
 RATE, WARMUP = 2e-4, 500
 SHEET = 100

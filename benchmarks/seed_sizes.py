@@ -39,6 +39,7 @@ from sfumato import media, modelfolder
 from sfumato.codecs import load_weights, open_codec
 from sfumato.core import DataInfo
 from sfumato.data import Data
+from sfumato.device import choose_device, wait
 from sfumato.editing import edit
 from sfumato.evaluate import frechet, set_scores
 from sfumato.evaluate.audio import clipped, log_mel_distance, signal_to_noise, silent, statistics, stft_distance
@@ -49,7 +50,6 @@ from sfumato.recipes import load_recipe, trainer
 from sfumato.request import as_arguments
 from sfumato.solid.grid import in_one_piece
 from sfumato.solid.render import turntable
-from sfumato.train.device import choose_device, wait
 
 LENGTHS = (1.0, 4.5, 10.0)  # seconds
 LEVELS, WINDOW = (-25.0, -50.0), 0.02  # below which a sound has ended, in dB of the loudest window; seconds of one

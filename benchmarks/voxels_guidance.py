@@ -18,11 +18,11 @@ import torch
 from sfumato import modelfolder
 from sfumato.core.random import keys
 from sfumato.data import Voxels
+from sfumato.device import choose_device
 from sfumato.evaluate.accuracy import accuracy
 from sfumato.evaluate.judge import Judge
 from sfumato.pipeline import Pipeline
 from sfumato.solid.grid import in_one_piece
-from sfumato.train.device import choose_device
 
 SEED = 11
 

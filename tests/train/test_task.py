@@ -158,7 +158,7 @@ def test_an_estimate_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
-    from sfumato.train.device import choose_device
+    from sfumato.device import choose_device
 
     for name in ("cuda:99", "tpu"):
         with pytest.raises(UserError, match=rf"device={name}: .* has no such device; use auto or cpu"):

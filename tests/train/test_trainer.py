@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato import progress
 from sfumato.core import Draws, Flow, Loss
 from sfumato.core.random import keys, normal
 from sfumato.data import Loader
 from sfumato.errors import SfumatoError
 from sfumato.evaluate.heldout import held_out_loss
+from sfumato.progress import Terminal, duration
 from sfumato.testing import MixtureDenoiser
-from sfumato.train import DiffusionTask, Hook, Moment, Run, Task, progress, read_metrics
-from sfumato.train.progress import Terminal, duration
+from sfumato.train import DiffusionTask, Hook, Moment, Run, Task, read_metrics
 from sfumato.train.trainer import _crossed
 from tests.train.tiny import TinyData, make_task, make_trainer
 

@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
     """The same as plain data."""
     import torch
 
-    from sfumato.train.device import choose_device, has_bf16
+    from sfumato.device import choose_device, has_bf16
 
     device = choose_device("auto")
     gpu = None

@@ -16,9 +16,9 @@ from sfumato.commands.say import duration, say, say_json, size
 from sfumato.commands.words import only_settings, whole_number
 from sfumato.data import Latents, pack
 from sfumato.data.packed import INDEX, is_packed
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.spec import parameters
-from sfumato.train.device import choose_device
 
 _TAKEN = ("codec", "batch", "tile", "dtype", "cache")
 

@@ -21,6 +21,7 @@ from sfumato.commands.eval_voxels import VoxelScoring, score_voxels
 from sfumato.commands.say import columns, duration, say, say_json
 from sfumato.commands.words import RUNS, check_keys, find_model, only_settings, whole_number
 from sfumato.data import Data, Emoji, open_data
+from sfumato.device import choose_device
 from sfumato.errors import UserError, did_you_mean
 from sfumato.evaluate import (
     Extractor,
@@ -52,7 +53,6 @@ from sfumato.recipes.image import title_of
 from sfumato.recipes.judges import judge_of
 from sfumato.spec import Spec, check_arguments, parameters
 from sfumato.train import Run, Terminal
-from sfumato.train.device import choose_device
 
 RESULT = "eval.json"
 DEFAULT = "held_out,nll"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from rich.console import Console
@@ -23,21 +23,22 @@ from sfumato.commands.ranked import best_of, check_styles, open_judge, ranked
 from sfumato.commands.say import duration, say, say_json
 from sfumato.commands.words import check_keys, find_model, numbers, split_words, whole_number
 from sfumato.core import DataInfo
+from sfumato.device import choose_device
 from sfumato.editing import Edit
 from sfumato.editing import run as run_edit
 from sfumato.errors import Interrupted, SfumatoError, UserError, did_you_mean
-from sfumato.evaluate.alignment import Aligner
 from sfumato.files import make_folder, write_atomic
 from sfumato.kinds import MediaKind, kind_of
 from sfumato.kinds.base import npy
 from sfumato.modelfolder import WEIGHTS, find_folder
 from sfumato.pipeline import Pipeline, Plan, Sampling
+from sfumato.progress import Terminal
 from sfumato.registry import members
 from sfumato.request import word_of
 from sfumato.spec import Spec, as_spec
-from sfumato.train.device import choose_device
-from sfumato.train.memory import explain_sampling_oom
-from sfumato.train.progress import Terminal
+
+if TYPE_CHECKING:
+    from sfumato.evaluate.alignment import Aligner
 
 _KEYS = (
     "n", "seed", "steps", "guidance", "threshold", "solver", "grid", "label", "number", "prompt", "negative", "batch",
@@ -258,6 +259,8 @@ def _too_much(job: _Job, settings: Mapping[str, str], device: torch.device) -> s
     said = f"{device} is out of memory: {words} not fit with {asked or 'all of the network on it'}"
     said += f"; set batch={most // 2}" if most > 1 else "; use a smaller model, or a device with more memory"
     if not asked:  # with these settings less is needed than would be said
+        from sfumato.train.memory import explain_sampling_oom  # a tenth of a second that only this case needs
+
         with suppress(NotImplementedError, RuntimeError):  # a network that does not run without numbers
             said = explain_sampling_oom(model, most, device=device, dtype=next(model.denoiser.parameters()).dtype)
     left = {

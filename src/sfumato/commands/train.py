@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from sfumato.commands.say import duration, facts, say, say_json, size
 from sfumato.commands.words import RUNS, find_run, only_settings, run_names
 from sfumato.core import CondShape, DataInfo
+from sfumato.device import choose_device, choose_precision
 from sfumato.errors import UserError
 from sfumato.recipes import AnyPrepared, Prepared, Recipe, check_init, load_recipe, prepare_any, recipes, slug, start
 from sfumato.recipes.aim import roomy
 from sfumato.request import word_of
 from sfumato.spec import Spec, dump_yaml
 from sfumato.train import Estimate, Result, Run, Silent, Terminal
-from sfumato.train.device import choose_device, choose_precision
 
 
 def train(

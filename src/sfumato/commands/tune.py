@@ -19,6 +19,7 @@ from sfumato.conditioners import Conditioner, Number
 from sfumato.core import Column
 from sfumato.core.random import keys, uniform
 from sfumato.data import Data, open_data
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.modelfolder import find_folder, save_sampling
 from sfumato.pipeline import Pipeline, Plan
@@ -26,7 +27,6 @@ from sfumato.recipes import load_recipe
 from sfumato.request import as_arguments, word_of
 from sfumato.spec import Spec, as_spec
 from sfumato.train import Run, Terminal
-from sfumato.train.device import choose_device
 from sfumato.tuning import MANY, Said, Tuning, check, starts, tune_pipeline, tuned_sampling
 
 _KEYS = ("nfe", "n", "iterations", "batch", "many", "guidance", "seed", "data")

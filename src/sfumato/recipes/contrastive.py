@@ -17,11 +17,11 @@ from sfumato.conditioners import Text
 from sfumato.core.media import Batch
 from sfumato.core.random import keys
 from sfumato.data import Data, Loader, Subset
+from sfumato.device import choose_device, has_bf16, wait
 from sfumato.errors import UserError
 from sfumato.evaluate.contrastive import ContrastiveJudge, classes_of
 from sfumato.recipes.attributes import Looks, Meaning, OnStep, train_attributes
 from sfumato.recipes.cosine import rising_cosine
-from sfumato.train.device import choose_device, has_bf16, wait
 
 LOOKS = Looks()  # the usual
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from sfumato.core.random import keys
 from sfumato.data import Data
 from sfumato.data.order import Order
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.evaluate.accuracy import accuracy
 from sfumato.evaluate.audio import Target, target
 from sfumato.evaluate.audio_judge import FLOOR, SoundJudge
 from sfumato.evaluate.judge import Judge
-from sfumato.train.device import choose_device
 
 _BATCH = 64
 _RATE = 2e-3

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from sfumato.core.random import keys
 from sfumato.data import Data
 from sfumato.data.order import Order
+from sfumato.device import choose_device, has_bf16, wait
 from sfumato.errors import UserError
 from sfumato.evaluate.judge import Judge
 from sfumato.recipes.cosine import rising_cosine
 from sfumato.recipes.judges import check_pictures, everything, judge_accuracy
 from sfumato.registry import find
-from sfumato.train.device import choose_device, has_bf16, wait
 
 OnEpoch = Callable[[int, int, float], None]  # (epochs done, epochs in all, loss of the last step)
 

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from sfumato.core.random import keys
 from sfumato.data import Data
 from sfumato.data.order import Order
+from sfumato.device import choose_device, has_bf16, wait
 from sfumato.errors import UserError
 from sfumato.evaluate.judge import Judge
 from sfumato.evaluate.voxel_judge import VoxelJudge
 from sfumato.recipes.attributes import tinted
 from sfumato.recipes.judges import everything, judge_accuracy
 from sfumato.solid.grid import SYMMETRIES, symmetry
-from sfumato.train.device import choose_device, has_bf16, wait
 
 _BATCH = 64
 _RATE = 3e-3

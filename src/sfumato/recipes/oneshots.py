@@ -9,6 +9,7 @@ from sfumato.codecs import Codec, Mel
 from sfumato.conditioners import Reference
 from sfumato.core import DataInfo
 from sfumato.data import Clips, Data, Referenced
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.guidance import ClassifierFree
 from sfumato.nn import UNet
@@ -19,7 +20,6 @@ from sfumato.recipes.image import batch_for, conditioner_for, title_of
 from sfumato.recipes.speech import vocos
 from sfumato.spec import Spec, parameters
 from sfumato.train import Training
-from sfumato.train.device import choose_device
 
 Size = Literal["auto", "xs", "s", "m"]
 

@@ -18,11 +18,11 @@ from sfumato.codecs.audio_vocoder import CONFIG, Trained, read_config
 from sfumato.core.random import keys, uniform
 from sfumato.data import Sounds
 from sfumato.data.order import Order
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.evaluate.audio import log_mel_distance, signal_to_noise, stft_distance
 from sfumato.nn.discriminator import PatchCritic, hinge, unlearning
 from sfumato.spec import Spec
-from sfumato.train.device import choose_device
 
 OnStep = Callable[[float, float], None]  # (share of the run that is done, loss)
 _WINDOWS = (64, 128, 256, 512, 1024)

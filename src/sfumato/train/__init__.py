@@ -1,5 +1,6 @@
 """Training: tasks, the one loop, what it writes down, and what it costs."""
 
+from sfumato.progress import Display, Silent, Terminal
 from sfumato.train.align import Align, Alignment
 from sfumato.train.checkpoint import Checkpoints
 from sfumato.train.ema import Ema, power_beta, power_gamma
@@ -11,7 +12,6 @@ from sfumato.train.memory import Memory, predict
 from sfumato.train.muon import Muon
 from sfumato.train.optim import AdamW, Optimizer
 from sfumato.train.optim8 import AdamW8
-from sfumato.train.progress import Display, Silent, Terminal
 from sfumato.train.report import Section, render_report, write_report
 from sfumato.train.run import Run
 from sfumato.train.settings import Training

@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 
-from sfumato.train.device import wait
+from sfumato.device import wait
 from sfumato.train.hook import Hook
 from sfumato.train.parallel import Parallel, Words
 from sfumato.train.schedule import Budget

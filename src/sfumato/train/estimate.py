@@ -12,8 +12,8 @@ import torch
 
 from sfumato.core import Draws
 from sfumato.data import Data, Order
+from sfumato.device import choose_device, choose_precision, wait
 from sfumato.errors import SfumatoError
-from sfumato.train.device import choose_device, choose_precision, wait
 from sfumato.train.memory import Memory, Predictor, example, recomputed, remedies, room
 from sfumato.train.optim import trained
 from sfumato.train.optim_offload import averages

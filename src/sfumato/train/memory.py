@@ -17,10 +17,10 @@ from torch import nn
 
 from sfumato.core import Batch, Draws, Network
 from sfumato.data import Data, Order
+from sfumato.device import free_memory
 from sfumato.errors import SfumatoError, UserError
 from sfumato.model import Model
 from sfumato.nn.recompute import Recompute, blocks_of, count_of, first_blocks, recompute
-from sfumato.train.device import free_memory
 from sfumato.train.optim import AdamW, trained
 from sfumato.train.settings import Training, parse_memory
 from sfumato.train.simulate import META, Alive, Rules, on_meta, pretending

@@ -23,13 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfumato.core import Batch, Draws, Loss, Network
+from sfumato.device import choose_device
 from sfumato.errors import UserError
 from sfumato.nn.captured import regional
 from sfumato.nn.recompute import blocks_of
 from sfumato.nn.split import TokenGroup, TokenNetwork, share_tokens
 from sfumato.tensorfile import Slice, StoredTensors
 from sfumato.train.alarm import Alarm, Failure
-from sfumato.train.device import choose_device
 from sfumato.train.optim import local
 from sfumato.train.sequence import Neighbours
 from sfumato.train.task import Task

@@ -9,8 +9,8 @@ from typing import Any, final
 
 from sfumato.data import Data
 from sfumato.files import DiskFullError
+from sfumato.progress import Display
 from sfumato.train.log import MetricsLog
-from sfumato.train.progress import Display
 from sfumato.train.run import Run, State
 from sfumato.train.schedule import Pace
 from sfumato.train.trackers import Guarded, Tracker, make_trackers

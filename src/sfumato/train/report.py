@@ -20,9 +20,9 @@ from typing import Any
 from PIL import Image
 
 from sfumato.files import write_atomic
+from sfumato.progress import duration
 from sfumato.registry import find, members
 from sfumato.train.log import LEVELS, read_metrics
-from sfumato.train.progress import duration
 from sfumato.train.run import Run
 from sfumato.train.style import STYLE
 from sfumato.train.svg import Series, chart, number

@@ -20,11 +20,11 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from sfumato.device import free_memory
 from sfumato.errors import NoCheckpointError, SfumatoError, UserError
 from sfumato.files import CorruptError, DiskFullError, UnwritableError
 from sfumato.tensorfile import Slice, Written
 from sfumato.train.checkpoint import Checkpoints, Groups, Loaded, describe, size_of
-from sfumato.train.device import free_memory
 from sfumato.train.parallel import Words
 
 _KINDS: tuple[type[SfumatoError], ...] = (DiskFullError, UnwritableError, NoCheckpointError, UserError, SfumatoError)

@@ -16,12 +16,13 @@ from sfumato import __version__
 from sfumato.core import Batch, Draws
 from sfumato.core.random import keys
 from sfumato.data import Data, Loader
+from sfumato.device import choose_precision
 from sfumato.errors import Interrupted, SfumatoError, UserError
 from sfumato.files import DiskFullError
+from sfumato.progress import Display, Silent, Terminal
 from sfumato.spec import as_spec
 from sfumato.train.checkpoint import Loaded, load_weights, weights
 from sfumato.train.clock import Clock
-from sfumato.train.device import choose_precision
 from sfumato.train.guard import diagnose
 from sfumato.train.hook import Hook, Moment
 from sfumato.train.keeper import Keeper
@@ -30,7 +31,6 @@ from sfumato.train.measure import Use, device_memory
 from sfumato.train.memory import example, explain_oom, fitted, recomputed
 from sfumato.train.parallel import begin
 from sfumato.train.posthoc import Snapshots
-from sfumato.train.progress import Display, Silent, Terminal
 from sfumato.train.record import Record
 from sfumato.train.rollback import giving_up, going_back
 from sfumato.train.run import Run, State

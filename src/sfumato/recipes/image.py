@@ -22,13 +22,14 @@ from sfumato.nn import MLP, UNet
 from sfumato.recipes.base import Recipe, recipe, slug
 from sfumato.spec import Spec
 from sfumato.train import Training
+from sfumato.train.muon import Muon
 
 Size = Literal["auto", "xs", "s", "m", "l"]
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """width, blocks: of the U-Net. lr: for AdamW, falling with the width. positions: of a batch, on a GPU."""
+    """width, blocks: of the U-Net. lr: for Muon, falling with the width. positions: of a batch, on a GPU."""
 
     width: int
     blocks: int
@@ -39,8 +40,8 @@ class _Scale:
 _SCALES = {
     "xs": _Scale(16, 1, 2e-3, 1 << 20),
     "s": _Scale(64, 2, 1e-3, 1 << 19),
-    "m": _Scale(128, 2, 4e-4, 1 << 18),
-    "l": _Scale(192, 3, 2e-4, 1 << 17),
+    "m": _Scale(128, 2, 5e-4, 1 << 18),
+    "l": _Scale(192, 3, 3e-4, 1 << 17),
 }
 _CPU_POSITIONS = 1 << 16
 _COARSEST = 8  # levels are added until the longest side is this or less
@@ -75,6 +76,7 @@ def image(
         train=Training(
             batch=batch,
             minutes=minutes if minutes is not None else (15.0 if device == "cpu" else 60.0),
+            optimizer=Spec(Muon),
             lr=round(scale.lr * min(1.0, math.sqrt(batch / 64)), 6),
         ),
     )

@@ -13,7 +13,7 @@ from sfumato.nn import UNet
 from sfumato.pipeline import Sampling
 from sfumato.recipes.base import Recipe, recipe
 from sfumato.spec import Spec
-from sfumato.train import Training
+from sfumato.train import AdamW, Muon, Optimizer, Training
 
 Size = Literal["xs", "s", "m"]
 
@@ -21,7 +21,7 @@ Size = Literal["xs", "s", "m"]
 @dataclass(frozen=True)
 class _Scale:
     """width: of the U-Net, attention: its levels with cross-attention. words, blocks: width and depth of the text encoder.
-    lr: AdamW's. count: pictures. times: mean and deviation of the logit-normal noise levels."""
+    lr: the optimizer's. count: pictures. times: mean and deviation of the logit-normal noise levels."""
 
     width: int
     attention: tuple[int, ...]
@@ -30,13 +30,15 @@ class _Scale:
     batch: int
     lr: float
     count: int
-    times: tuple[float, float] = (0.0, 1.0)
+    times: tuple[float, float] = (1.0, 1.5)
+    optimizer: type[Optimizer] = Muon
 
 
 _SCALES = {
     "xs": _Scale(16, (2, 3), 96, 1, 32, 2e-3, 20_000),
     "s": _Scale(32, (2, 3), 96, 1, 64, 1e-3, 20_000),
-    "m": _Scale(96, (1, 2, 3), 256, 3, 256, 4e-4, 100_000, (1.0, 1.5)),  # at 8e-4 gradients stopped being finite
+    # At 8e-4 gradients stopped being finite; Muon has not been tried here.
+    "m": _Scale(96, (1, 2, 3), 256, 3, 256, 4e-4, 100_000, optimizer=AdamW),
 }
 
 
@@ -57,5 +59,13 @@ def shapes(*, minutes: float = 15.0, size: Size = "xs") -> Spec[Recipe]:
         conditioner=Spec(Text, width=scale.words, depth=scale.blocks, heads=4, length=80),
         objective=DenoisingLoss(times=LogitNormalTimes(mean=mean, std=std)),
         sampling=Sampling(steps=20, guidance=ClassifierFree(scale=3.0)),
-        train=Training(batch=scale.batch, minutes=minutes, lr=scale.lr, decay=0.5, evaluations=6, pictures=6),
+        train=Training(
+            batch=scale.batch,
+            minutes=minutes,
+            optimizer=Spec(scale.optimizer),
+            lr=scale.lr,
+            decay=0.5,
+            evaluations=6,
+            pictures=6,
+        ),
     )

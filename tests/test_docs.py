@@ -33,7 +33,12 @@ def small(command: str) -> list[str]:
     words = shlex.split(command)
     if words[0] == "train":
         words = [w for w in words if not w.startswith("minutes=")] + SMALL.split()
-    return ["-m", "sfumato", *(re.sub(r"^n=\d+$", "n=2", w) for w in words)]
+    less = {"size": "xs", "n": "2", "iterations": "3"}
+    return [
+        "-m",
+        "sfumato",
+        *(re.sub(rf"^({'|'.join(less)})=\w+$", lambda m: f"{m[1]}={less[m[1]]}", w) for w in words),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.chaos.__main__ import ROWS
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of a run are forked")
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, pytest.param(7, marks=pytest.mark.slow), 8])
 def test_row(tmp_path: Path, number: int) -> None:
     row = ROWS[number](tmp_path, False)
     if row.verdict == "skipped":

@@ -403,7 +403,7 @@ def test_memory_is_a_sum() -> None:
 
 
 def test_on_a_cpu_a_step_that_the_host_has_no_memory_for_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = prepare(load_recipe("digits", {}))
+    prepared = prepare(load_recipe("digits", {"network.mults": "[1]", "network.blocks": "1"}))
     whole = prepared.estimate("cpu")
     assert whole.remedy is None and whole.seconds_per_step is not None
     assert whole.memory is not None

@@ -10,6 +10,8 @@ batches of 256, fused AdamW at 2e-4 after 500 steps of warm-up, horizontal flips
 a recipe in the library's own `Trainer`, a run of its own for each budget because the rate falls towards its end, with
 everything the run does besides training counted, except that nothing is evaluated or drawn on the way.
 
+Several GPUs train one model by `torchrun --nproc-per-node N -m benchmarks.quality --who ours ...`; minutes are then of each.
+
 Each point leaves NAME-Nmin.npy, 10,000 samples (N, 3, 32, 32) uint8 by 50 evaluations, with a sheet of the first hundred
 and what it took beside it. The score is the Frechet distance to the training set in the features of a judge; the real
 test set and two halves of the training set are scored too. A distance depends on the judge and on the number of samples:
@@ -181,6 +183,7 @@ def peer_points(options: argparse.Namespace, scale: Scale, device: torch.device)
             "images": peer.steps * scale.batch,
             "loss": round(loss, 5),
             "evaluations": scale.evaluations,
+            "gpus": 1,
             "sampling_seconds": round(time.perf_counter() - began, 2),
             "setup_seconds": round(peer.setup_seconds, 2),
             "settings": {"batch": scale.batch, "lr": RATE, "warmup_steps": WARMUP, "spacing": options.spacing},
@@ -199,8 +202,11 @@ def our_points(options: argparse.Namespace, scale: Scale, device: torch.device) 
         budget = {"data": options.data, "minutes": str(minutes * scale.minute / 60), "seed": str(options.seed)}
         spec = load_recipe(options.recipe, {**budget, **OURS, **small, **asked})
         run = options.out / f"{options.name}-{minutes:g}min-run"
-        result = trainer(spec, run, device=str(device)).fit()
+        training = trainer(spec, run, device=str(device))
+        result = training.fit()
         release(device)
+        if not training.parallel.main:
+            continue
         began = time.perf_counter()
         samples, evaluations = our_samples(run, scale, device, options.seed)
         about = {
@@ -209,6 +215,7 @@ def our_points(options: argparse.Namespace, scale: Scale, device: torch.device) 
             "loss": round(result.loss, 5),
             "evaluations": evaluations,
             "sampling_seconds": round(time.perf_counter() - began, 2),
+            "gpus": training.parallel.size,
             "recipe": options.recipe,
             "settings": {k: v for k, v in spec.to_dict().items() if k != "data"},
         }

@@ -60,8 +60,11 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, mod: Tensor, skip: Tensor | None = None) -> Tensor:
         """skip: more channels of the input, after those of x."""
         whole = skip is None or self.shortcut is not None
-        if whole and (self.drop is None or not self.training) and fused.fits(x, self.conv1.weight):
-            return fused.res_block(x, skip, mod, (self.norm1, self.norm2), (self.conv1, self.conv2), self.shortcut)
+        if whole and fused.fits(x, self.conv1.weight):
+            drop = self.drop.p if self.drop is not None and self.training else 0.0
+            return fused.res_block(
+                x, skip, mod, (self.norm1, self.norm2), (self.conv1, self.conv2), self.shortcut, drop
+            )
         x = x if skip is None else torch.cat([x, skip], 1)
         h = self.conv1(self.norm1(x, act=True))
         if mod.shape[1] == h.shape[1]:

@@ -94,7 +94,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 def res_block(
     x: Tensor, skip: Tensor | None, mod: Tensor, norms: tuple[nn.GroupNorm, nn.GroupNorm], convs: Sequence[nn.Module],
-    shortcut: nn.Linear | None,
+    shortcut: nn.Linear | None, drop: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """A residual block of [x | skip] as one function: see `sfumato.nn.fused.blocks.ResBlock`."""
     from sfumato.nn.fused.blocks import ResBlock
@@ -104,7 +104,7 @@ def res_block(
     out: Tensor = ResBlock.apply(  # type: ignore[no-untyped-call]
         x, skip, mod, one.weight, one.bias, first.weight, first.bias, two.weight, two.bias, second.weight, second.bias,
         None if shortcut is None else shortcut.weight, None if shortcut is None else shortcut.bias,
-        (one.num_groups, two.num_groups), one.eps, _no_gradients(x, skip, mod, *trained),
+        (one.num_groups, two.num_groups), one.eps, drop, _no_gradients(x, skip, mod, *trained),
     )  # fmt: skip
     return out
 

@@ -16,6 +16,8 @@ from sfumato.nn.fused.norm import Normed, Parts, column_sums, convolve_parts, fe
 
 _conv = torch.ops.aten.convolution.default
 _conv_back = torch.ops.aten.convolution_backward.default
+_drop = torch.ops.aten.native_dropout.default
+_drop_back = torch.ops.aten.native_dropout_backward.default
 
 
 def rows(x: Tensor) -> Tensor:
@@ -84,7 +86,10 @@ class Conv(torch.autograd.Function):
 
 
 class ResBlock(torch.autograd.Function):
-    """conv2(SiLU(norm2(conv1(SiLU(norm1(x))), mod))) + shortcut(x) of x = [first | second]."""
+    """conv2(drop(SiLU(norm2(conv1(SiLU(norm1(x))), mod)))) + shortcut(x) of x = [first | second].
+
+    Of dropout the mask is kept, a byte an element: drawing it again would need the generator's state.
+    """
 
     @staticmethod
     def forward(
@@ -95,35 +100,42 @@ class ResBlock(torch.autograd.Function):
         g1: Tensor, b1: Tensor, w1: Tensor, c1: Tensor,
         g2: Tensor, b2: Tensor, w2: Tensor, c2: Tensor,
         ws: Tensor | None, cs: Tensor | None,
-        groups: tuple[int, int], eps: float, forward_only: bool,
+        groups: tuple[int, int], eps: float, drop: float, forward_only: bool,
     ) -> Tensor:  # fmt: skip
-        """forward_only: nothing is kept for a backward pass. In here gradients are always off, so the caller says it."""
+        """drop: the share dropped. forward_only: nothing is kept for a backward pass. In here gradients are always off, so
+        the caller says it."""
+        mask = None
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], groups, eps)
         y, stats1 = norm_forward(first, second, n1)
-        if forward_only and sharable(first, w2):
+        if forward_only and not drop and sharable(first, w2):
             y, _ = norm_forward(convolve_parts(y, w1), None, n2)
             beside: Tensor | Parts = convolve_parts(y, w2)
         else:
             h = convolve(y, w1)
             y, stats2 = norm_forward(h, None, n2)
+            if drop:
+                y, mask = _drop(y, drop, True)
             beside = rows(convolve(y, w2))
         if ws is None:
             total = mix(beside, rows(first), None, None, c2)
         else:
             total = mix(beside, rows(first), None if second is None else rows(second), ws, c2, cs)
         if not forward_only:
-            ctx.save_for_backward(first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2)
-            ctx.groups, ctx.eps = groups, eps
+            ctx.save_for_backward(first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2, mask)
+            ctx.groups, ctx.eps, ctx.drop = groups, eps, drop
         return _like_rows(total, first)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2 = ctx.saved_tensors
+        first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2, mask = ctx.saved_tensors
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], ctx.groups, ctx.eps)
         grad = _channels_last(grad)
         y, _ = norm_forward(h, None, n2, stats2)
-        dy, dw2 = convolve_back(grad, y, w2)
+        kept = 1 / (1 - ctx.drop)
+        dy, dw2 = convolve_back(grad, y if mask is None else _drop_back(y, mask, kept), w2)
+        if mask is not None:
+            dy = _drop_back(dy, mask, kept)
         del y
         back2 = norm_backward(h, None, dy, n2, stats2)
         del dy, h
@@ -139,7 +151,7 @@ class ResBlock(torch.autograd.Function):
             back1.first, back1.second, dmod,
             _as(back1.gamma, g1), _as(back1.beta, b1), dw1, _as(back2.bias, c1),
             _as(back2.gamma, g2), _as(back2.beta, b2), dw2, _as(dc2, c1),
-            dws, None if ws is None else _as(dc2, c1), None, None, None,
+            dws, None if ws is None else _as(dc2, c1), None, None, None, None,
         )  # fmt: skip
 
 

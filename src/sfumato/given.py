@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.core import DataInfo
-from sfumato.data.audio_read import channels_to, head_of, load_file
-from sfumato.data.pictures import BadPicture, Look, coloured, decode, fit, read_header
 from sfumato.errors import UserError
 from sfumato.kinds import kind_of
+from sfumato.pictures import BadPicture, Look, coloured, decode, fit, read_header
 from sfumato.sound import resample
+from sfumato.sound.read import channels_to, head_of, load_file
 from sfumato.sound.wav import BadSound
 
 _WHITE = (255, 255, 255)

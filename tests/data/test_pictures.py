@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.data.pictures import (
+from sfumato.errors import UserError
+from sfumato.pictures import (
     MAX_PIXELS,
     BadPicture,
     Look,
@@ -25,7 +26,6 @@ from sfumato.data.pictures import (
     lay_on,
     read_header,
 )
-from sfumato.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sfumato.data.base import choose_split, file_digest
 from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.memory import InMemory
-from sfumato.data.pictures import Look, from_array
 from sfumato.errors import UserError
+from sfumato.pictures import Look, from_array
 
 Layout = Literal["auto", "first", "last", "none"]
 Loaded = dict[str, NDArray[Any]]

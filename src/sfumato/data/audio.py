@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.data import buckets as shapes
-from sfumato.data.audio_read import Head, channels_to, speeded
 from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, expand
 from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
 from sfumato.data.columns import Columns
 from sfumato.data.order import Buckets
 from sfumato.errors import UserError
 from sfumato.sound import resample
+from sfumato.sound.read import Head, channels_to, speeded
 from sfumato.sound.wav import BadSound
 
 SECONDS = "seconds"  # the number of `timing`

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from sfumato.data.arrays import read_npz
 from sfumato.data.audio import Sounds
-from sfumato.data.audio_read import LONGEST, SUFFIXES, Head, head_of, load_file
 from sfumato.data.base import file_digest
 from sfumato.data.columns import Columns, read_labels
 from sfumato.data.folder import Listed, walk
-from sfumato.data.pictures import EXTENSIONS
 from sfumato.errors import UserError
+from sfumato.pictures import EXTENSIONS
+from sfumato.sound.read import LONGEST, SUFFIXES, Head, head_of, load_file
 from sfumato.sound.wav import MOST_RATE, BadSound
 
 AUDIO, OFFSETS, RATE, TEST = "audio", "offsets", "sample_rate", "is_test"

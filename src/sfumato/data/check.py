@@ -15,8 +15,8 @@ from sfumato.data.audio import Sounds
 from sfumato.data.base import Data
 from sfumato.data.encoded import Encoded
 from sfumato.data.packed import Packed
-from sfumato.data.pictures import BadPicture, read_header
 from sfumato.files import CorruptError
+from sfumato.pictures import BadPicture, read_header
 
 _BATCH = 64
 

@@ -21,8 +21,8 @@ from sfumato.data.columns import Columns
 from sfumato.data.emoji_table import Row, read_table
 from sfumato.data.emoji_words import MIRRORED, MOVED, caption, jumbled, may_be_moved, reworded
 from sfumato.data.memory import InMemory
-from sfumato.data.pictures import BadPicture, Look, decode
 from sfumato.errors import UserError, did_you_mean
+from sfumato.pictures import BadPicture, Look, decode
 
 STYLES = ("noto", "noto-blob", "twemoji", "fluent", "fluent-flat")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sfumato import pictures
 from sfumato.core.media import Batch, Column, DataInfo
 from sfumato.data import buckets as shapes
-from sfumato.data import pictures
 from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, expand
 from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
 from sfumato.data.columns import Columns
 from sfumato.data.order import Buckets
-from sfumato.data.pictures import BadPicture, Header, Look, Pixels, Resample
 from sfumato.errors import UserError
+from sfumato.pictures import BadPicture, Header, Look, Pixels, Resample
 
 SCANNED = 5_000  # headers read before training; beyond that, evenly spaced ones
 _AUTO_SIZE = 64

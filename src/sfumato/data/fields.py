@@ -20,8 +20,8 @@ from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
 from sfumato.data.columns import Columns
 from sfumato.data.folder import TEST_NAMES, TRAIN_NAMES, columns_beside, walk
 from sfumato.data.order import Buckets
-from sfumato.data.pictures import EXTENSIONS, BadPicture
 from sfumato.errors import UserError
+from sfumato.pictures import EXTENSIONS, BadPicture
 
 _AXES = ("length", "height,width", "depth,height,width")
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sfumato.data.base import file_digest
 from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.encoded import Encoded
-from sfumato.data.pictures import EXTENSIONS, BadPicture
 from sfumato.errors import UserError
+from sfumato.pictures import EXTENSIONS, BadPicture
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 TRAIN_NAMES = ("train", "training")

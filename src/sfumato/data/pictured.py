@@ -13,8 +13,8 @@ from torch import Tensor
 from sfumato.core.media import Batch, Column
 from sfumato.data.base import Data, Draws, Indices, Wrapped, digest, expand
 from sfumato.data.order import Buckets
-from sfumato.data.pictures import lay_on
 from sfumato.errors import UserError
+from sfumato.pictures import lay_on
 from sfumato.solid.views import draw
 
 PICTURE = "picture"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, final
 
 from sfumato.data.base import digest, file_digest
-from sfumato.data.pictures import BadPicture
 from sfumato.errors import SfumatoError, UserError
+from sfumato.pictures import BadPicture
 
 _TRIES = 3
 _WAIT = 0.5  # seconds before the second try; doubled before each one after

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.encoded import Encoded
 from sfumato.data.folder import CAPTION_KEYS, LABEL_KEYS
-from sfumato.data.pictures import BadPicture
 from sfumato.errors import UserError
+from sfumato.pictures import BadPicture
 
 _IMAGE_KEYS = ("image", "img", "picture", "jpg", "png", "webp", "bytes")
 

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, final
 from sfumato.data.columns import Columns, read_captions, read_labels, read_numbers
 from sfumato.data.encoded import Encoded
 from sfumato.data.folder import CAPTION_KEYS, LABEL_KEYS, MAX_TEXT
-from sfumato.data.pictures import EXTENSIONS
 from sfumato.data.places import Place, find_places, fingerprint_of
 from sfumato.errors import UserError
+from sfumato.pictures import EXTENSIONS
 
 MOST_MEMBERS = 5_000_000
 _TEXTS = (".txt", ".caption")

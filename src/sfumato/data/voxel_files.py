@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.columns import Columns, read_captions, read_labels
-from sfumato.data.pictures import BadPicture
 from sfumato.errors import UserError
+from sfumato.pictures import BadPicture
 from sfumato.solid import mesh
 from sfumato.solid.grid import fitted
 from sfumato.solid.vox import read_vox

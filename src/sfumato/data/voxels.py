@@ -18,9 +18,9 @@ from sfumato.data.base import BROKEN_SHARE, Data, Draws, Indices, choose_split, 
 from sfumato.data.broken import Ledger, listed, refuse, stand_ins, too_many
 from sfumato.data.columns import Columns
 from sfumato.data.folder import TEST_NAMES, TRAIN_NAMES, columns_beside, walk
-from sfumato.data.pictures import BadPicture
 from sfumato.data.voxel_files import Stored, read_file, read_stored
 from sfumato.errors import UserError
+from sfumato.pictures import BadPicture
 from sfumato.solid import mesh
 from sfumato.solid.grid import SYMMETRIES, symmetry
 

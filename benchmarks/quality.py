@@ -14,8 +14,8 @@ Several GPUs train one model by `torchrun --nproc-per-node N -m benchmarks.quali
 
 Each point leaves NAME-Nmin.npy, 10,000 samples (N, 3, 32, 32) uint8 by 50 evaluations, with a sheet of the first hundred
 and what it took beside it. The score is the Frechet distance to the training set in the features of a judge; the real
-test set and two halves of the training set are scored too. A distance depends on the judge and on the number of samples:
-compare ratios of one run.
+test set and two halves of the training set are scored too; where the peer was not trained for as long, the test set stands
+in its place. A distance depends on the judge and on the number of samples: compare ratios of one run.
 """
 
 from __future__ import annotations
@@ -288,25 +288,26 @@ def score(folder: Path, judges: list[Path], data: str, device: torch.device) -> 
 
 
 def rows_of(folder: Path, scores: dict[str, dict[str, float]]) -> list[Row]:
-    """A row for each judge, budget and name that is not the peer's."""
+    """A row for each judge, budget and name that is not the peer's; the real test set is the peer of one without another."""
     points = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*min.json"))]
     peers = {p["minutes"]: p for p in points if p["name"] == "peer"}
     rows = []
     for judge, distances in scores.items():
-        for point in (p for p in points if p["name"] != "peer" and p["minutes"] in peers):
-            minutes, peer = point["minutes"], peers[point["minutes"]]
+        for point in (p for p in points if p["name"] != "peer"):
+            minutes = point["minutes"]
+            peer, stem = peers.get(minutes), f"{minutes:g}min"
             rows.append(
                 Row(
-                    case=f"quality.{point['name']}.{minutes:g}min.{judge}",
-                    ours=distances[f"{point['name']}-{minutes:g}min"],
-                    peer=distances[f"peer-{minutes:g}min"],
+                    case=f"quality.{point['name']}.{stem}.{judge}",
+                    ours=distances[f"{point['name']}-{stem}"],
+                    peer=distances["test" if peer is None else f"peer-{stem}"],
                     unit=f"fd_{judge}",
                     share_of_ceiling=None,
-                    machine=_machine(),
-                    versions=versions("sfumato", "diffusers", "numpy"),
+                    machine=point["machine"],
+                    versions=point["versions"],
                     settings={
                         "ours": point,
-                        "peer": peer,
+                        "peer": "the real test set" if peer is None else peer,
                         "real": {name: distances[name] for name in ("test", "halves")},
                     },
                 )

@@ -109,7 +109,8 @@ def test_scores_are_the_distances_to_the_training_set(
     for name, shift in (("peer-1min", 20), ("ours-1min", 10)):
         assert found[name] == pytest.approx(spread + float((gap - shift).square().sum()), rel=1e-9)
     assert found["test"] > 0 < found["halves"]
-    (row,) = quality.rows_of(tmp_path, {"means": found})
+    row, alone = quality.rows_of(tmp_path, {"means": found})
+    assert (alone.case, alone.ours, alone.peer) == ("quality.ours.2min.means", found["ours-2min"], found["test"])
     assert row.case == "quality.ours.1min.means"
     assert (row.ours, row.peer) == (found["ours-1min"], found["peer-1min"])
     assert row.settings["real"] == {"test": found["test"], "halves": found["halves"]}

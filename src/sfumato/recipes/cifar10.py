@@ -19,7 +19,8 @@ def cifar10(*, data: Spec[Data], minutes: float = 4.0, width: int = 128, labels:
     """Pictures of 32 x 32, such as CIFAR-10, on a GPU: flow matching with a U-Net, a rate that falls from the middle on.
 
     data: `data=PATH` of CIFAR-10, or any pictures of that size. minutes: of training; recording the step is not counted.
-    width: of the U-Net. labels: ask by class.
+    width: of the U-Net. labels: ask by class. Dropout of 0.1 gains from four minutes of an H200 on; for one, leave it out
+    (`network.dropout=0`).
     """
     info = data.build().info
     if info.kind != "image" or info.shape[1:] != (32, 32):
@@ -32,7 +33,7 @@ def cifar10(*, data: Spec[Data], minutes: float = 4.0, width: int = 128, labels:
         Recipe,
         title=title_of(data),
         data=data,
-        network=Spec(UNet, width=width, mults=(1, 2, 2), blocks=2, attention=(1, 2)),
+        network=Spec(UNet, width=width, mults=(1, 2, 2), blocks=2, attention=(1, 2), dropout=0.1),
         conditioner=Spec(Label, width=2 * width) if labels else None,
         objective=DenoisingLoss(times=LogitNormalTimes()),
         train=Training(

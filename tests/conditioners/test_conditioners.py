@@ -181,11 +181,13 @@ def test_bad_numbers(column: Any, says: str) -> None:
 # ---------------------------------------------------------------- text
 
 
-def test_texts_are_bytes_padded_to_a_multiple_of_32() -> None:
-    ids = made("text").prepare({"caption": ["abc", "", "é" * 5]})["caption"]
-    assert ids.shape == (3, 32)
-    assert ids[0].tolist() == [97, 98, 99] + [256] * 29
-    assert ids[1].tolist() == [257] + [256] * 31
+def test_texts_are_bytes_padded_to_a_multiple_of_8_and_where_steps_are_recorded_of_32() -> None:
+    texts = {"caption": ["abc", "", "é" * 5]}
+    ids = made("text").prepare(texts)["caption"]
+    assert ids.shape == (3, 16)
+    assert ids[0].tolist() == [97, 98, 99] + [256] * 13
+    assert ids[1].tolist() == [257] + [256] * 15
+    assert made("text").to("meta").prepare(texts)["caption"].shape == (3, 32)
     assert bytes(ids[2, :10].tolist()).decode() == "é" * 5
 
 
@@ -196,8 +198,8 @@ def test_padding_changes_nothing() -> None:
         wide = torch.cat([short, torch.full((1, extra), 256)], 1)
         a, b = text({"caption": short}), text({"caption": wide})
         torch.testing.assert_close(b.vector, a.vector, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(b.tokens[:, :32], a.tokens, rtol=1e-10, atol=1e-10)
-        assert torch.equal(b.tokens[:, 32:], torch.zeros_like(b.tokens[:, 32:])) and not bool(b.mask[:, 32:].any())
+        torch.testing.assert_close(b.tokens[:, :8], a.tokens, rtol=1e-10, atol=1e-10)
+        assert torch.equal(b.tokens[:, 8:], torch.zeros_like(b.tokens[:, 8:])) and not bool(b.mask[:, 8:].any())
 
 
 def test_the_order_of_letters_counts() -> None:

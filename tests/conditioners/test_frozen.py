@@ -242,7 +242,7 @@ def test_windows_are_cut_between_words(folders: dict[str, Path]) -> None:
 def test_weights_of_a_prompt(folders: dict[str, Path], kind: str) -> None:
     conditioner = built(folders, kind)
     prepared = conditioner.prepare({"caption": [parse("a (red:2) fox"), "a"]})
-    assert sorted(set(prepared["weights"][0].tolist())) == [1, 2] and prepared["weights"][1].tolist() == [1] * 32
+    assert sorted(set(prepared["weights"][0].tolist())) == [1, 2] and prepared["weights"][1].tolist() == [1] * 8
     plain = conditioner(conditioner.prepare({"caption": ["a red fox", "a"]}))
     cond = conditioner(prepared)
     assert plain.tokens is not None and plain.mask is not None

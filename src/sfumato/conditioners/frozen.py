@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sfumato.conditioners.base import Conditioner
 from sfumato.conditioners.encoder import Embedder, Encoder
-from sfumato.conditioners.prompt import ROUND, Weighted, clean, padded, reweigh
+from sfumato.conditioners.prompt import Weighted, clean, padded, reweigh, rounded
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
@@ -21,8 +21,8 @@ from sfumato.errors import UserError
 class Frozen(Conditioner, ABC):
     """Texts through an encoder that is not trained. Reads `caption`: B texts; a blank one means 'anything'.
 
-    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 32, and `vector`
-    (B, P), the pooled vector brought to zero mean and unit deviation.
+    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 32 (on a CPU of 8), and
+    `vector` (B, P), the pooled vector brought to zero mean and unit deviation.
 
     The encoder is run by `prepare`, once for each text (`encoder.Embedder`); `forward` sees its embeddings. Its weights are
     in no checkpoint and no model folder: those hold where it lies and the sha256 of its files, and a model whose encoder
@@ -70,7 +70,7 @@ class Frozen(Conditioner, ABC):
         encoder = self.embedder.encoder
         rows = [next(embedded) if text else None for text in texts]
         longest = max((len(row.tokens) for row in rows if row is not None), default=1)
-        length = -(-longest // ROUND) * ROUND
+        length = rounded(longest, self.anything.device)
         tokens, mask = torch.zeros(len(rows), length, encoder.width), torch.zeros(len(rows), length, dtype=torch.bool)
         pooled = torch.zeros(len(rows), encoder.pooled_width)
         for i, row in enumerate(rows):

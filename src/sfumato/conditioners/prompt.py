@@ -12,12 +12,19 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
-# Lengths of a batch of texts are rounded up to multiples of this: a step is recorded for each of them, which takes seconds.
-ROUND = 32
+# Lengths of a batch of texts are rounded up to multiples of this: on a GPU a step is recorded for each of them, which takes
+# seconds; a CPU computes what is there.
+_RECORDED, _COMPUTED = 32, 8
 MOST = 10.0  # the largest weight; 0 to 2 are usual
 _SYNTAX = r"\()"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NUMBER = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
+
+
+def rounded(longest: int, device: torch.device) -> int:
+    """The length that a batch of texts is padded to where the longest has so many tokens."""
+    step = _COMPUTED if device.type == "cpu" else _RECORDED
+    return -(-longest // step) * step
 
 
 @final

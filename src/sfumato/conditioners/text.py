@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.conditioners.base import Conditioner
-from sfumato.conditioners.prompt import ROUND, Weighted, clean, padded, reweigh
+from sfumato.conditioners.prompt import Weighted, clean, padded, reweigh, rounded
 from sfumato.core.cond import Cond, CondShape
 from sfumato.core.media import Column, DataInfo
 from sfumato.errors import UserError
@@ -54,7 +54,7 @@ class Text(Conditioner, name="text"):
     A text is tidied first (`prompt.clean`), and a blank one is an empty one. In a prompt, `(word:1.3)` weighs the tokens of
     a word (`prompt.reweigh`).
     Gives `tokens` (B, L, width) with their mask, L = the longest text of the batch in bytes rounded up to a multiple
-    of 32, and `vector` (B, width), the mean of the tokens. Padding does not change the result.
+    of 32 (on a CPU of 8), and `vector` (B, width), the mean of the tokens. Padding does not change the result.
     Each byte is embedded with the byte sequences of 2 to `ngrams` that end at it, hashed into a table of `buckets` rows:
     most words are one of them, so that colours and names need not be spelled out by attention before they mean
     something. ngrams=1 leaves the bytes alone.
@@ -106,7 +106,7 @@ class Text(Conditioner, name="text"):
             raise UserError(f"captions come as one a sample, not as the single text '{column}'; write ['{column}']")
         coded = [self._bytes(text) for text in column]
         longest = max(map(len, coded), default=1)
-        ids = torch.full((len(coded), -(-longest // ROUND) * ROUND), _PAD, dtype=torch.int64)
+        ids = torch.full((len(coded), rounded(longest, self.table.weight.device)), _PAD, dtype=torch.int64)
         for row, code in zip(ids, coded):
             row[: len(code)] = torch.tensor(code)
         if not any(isinstance(text, Weighted) for text in column):

@@ -14,7 +14,7 @@ demo: $(VENV)/.ok-demo   ## set up .venv, then train, sample and score text-to-i
 	$(BIN)/sfumato demo
 
 test: $(VENV)/.ok-dev    ## set up .venv and run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ok-dev    ## style and the layers of the package
 	$(BIN)/ruff check src tests benchmarks

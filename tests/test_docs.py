@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
-import runpy
 import shlex
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sfumato.registry import members
+from tests.children import Child
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
@@ -24,34 +20,10 @@ COMMAND = re.compile(r"^\$ sfumato (.*?)(?:\s{2,}#.*)?$", re.MULTILINE)
 SMALL = "samples=16 batch=8 evaluations=1 pictures=1"  # instead of minutes: a few steps show that a command runs
 
 
-def child(arguments: list[str], folder: Path, log: Path) -> None:
-    """What `python ARGUMENTS` does in a folder, with all that it says in a log."""
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(folder)
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
-
-
 def run(arguments: list[str], folder: Path) -> str:
-    """Run Python in a fresh child of a process that has imported torch, which takes longer than most of this, and no more."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        process = context.Process(target=child, args=(arguments, folder, Path(log.name)))
-        process.start()
-        process.join(240)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        said = Path(log.name).read_text(encoding="utf-8", errors="replace")
-    assert process.exitcode == 0, f"{shlex.join(arguments)}: exit code {process.exitcode}\n{said}"
-    return said
+    child = Child(arguments, folder)
+    assert child.wait() == 0, child.said
+    return child.said
 
 
 def small(command: str) -> list[str]:

@@ -17,22 +17,25 @@ from sfumato.errors import UserError
 from sfumato.train import Training
 from sfumato.train.parallel import Parallel, Words, begin, together
 from sfumato.train.sharing import part_of
+from tests.children import Child, hosts, run_all
 
 ROOT = Path(__file__).parents[2]
 
 
 def _train(folder: Path, processes: int, expect: int = 0, **asked: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    if processes == 1:
-        start = [sys.executable]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    children = [Child(_words(folder, asked), ROOT, env) for env in hosts(processes)]
+    codes = run_all(children)
+    assert codes == [expect] * processes, "\n".join(child.said for child in children)[-3000:]
+    return _found(folder)
+
+
+def _words(folder: Path, asked: dict[str, Any]) -> list[str]:
     settings = {"samples": 16 * 20, "batch": 16, "log_every": 5, "decay": 0.0, "warmup": 0.0, **asked}
-    command = [*start, "-m", "tests.train.ranks", str(folder), json.dumps(settings)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    said = done.stdout + done.stderr
-    assert (done.returncode != 0) == (expect != 0), said[-3000:]
-    assert not expect or f"exitcode  : {expect}" in said or done.returncode == expect, said[-3000:]
+    return ["-m", "tests.train.ranks", str(folder), json.dumps(settings)]
+
+
+def _found(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = torch.load(folder / "out.pt", weights_only=True)
     return found
 
@@ -63,6 +66,16 @@ def test_twenty_steps_are_the_same_on_any_number_of_processes(
     found = _train(tmp_path, processes, **asked)
     assert _apart(found["weights"], alone[0]) < 1e-5
     assert _losses(tmp_path) == pytest.approx(alone[1], rel=1e-5)
+
+
+def test_torchrun_starts_it(tmp_path: Path, alone: tuple[dict[str, Tensor], list[float]]) -> None:
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, *_words(tmp_path, {})], env=env, cwd=ROOT, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert _apart(_found(tmp_path)["weights"], alone[0]) < 1e-5
 
 
 def test_a_transformer_is_gathered_by_its_blocks_and_the_rest_of_it(tmp_path: Path) -> None:

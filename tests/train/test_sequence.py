@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from sfumato.nn.split import check_shared
 from sfumato.train import Align, Alignment, DiffusionTask, Training, read_metrics
 from sfumato.train.parallel import Parallel, begin
 from sfumato.train.sharing import part_of, shared
+from tests.children import Child, hosts, run_all
 from tests.train.sequence import BATCH, CASES, make_task, train
 
 ROOT = Path(__file__).parents[2]
@@ -40,20 +37,9 @@ TRAININGS: dict[int, dict[str, dict[str, Any]]] = {
 
 def launch(folder: Path, size: int) -> list[dict[str, Any]]:
     """What each of so many processes has seen."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.train.sequence", str(folder), json.dumps(TRAININGS[size])]
-    how: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    children = [subprocess.Popen(command, env={**os.environ, **env, "RANK": str(r)}, **how) for r in range(size)]
-    try:
-        said = [child.communicate(timeout=150)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0] * size, "\n".join(said)[-4000:]
+    words = ["-m", "tests.train.sequence", str(folder), json.dumps(TRAININGS[size])]
+    children = [Child(words, ROOT, {**env, "LOCAL_WORLD_SIZE": "2"}) for env in hosts(size)]
+    assert run_all(children) == [0] * size, "\n".join(child.said for child in children)[-4000:]
     return [json.loads((folder / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
 
 

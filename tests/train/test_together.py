@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from sfumato.train import Run, read_metrics
+from tests.children import hosts
 from tests.train.together import scenario
 
 ROOT = Path(__file__).parents[2]
@@ -24,14 +24,10 @@ Scenarios = list[tuple[str, str, dict[str, Any]]]
 
 def launch(folder: Path, scenarios: Scenarios, size: int = 2, **env: str) -> list[subprocess.Popen[str]]:
     """Processes of one host, with what torchrun would tell them and without the seconds that it takes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"PYTHONFAULTHANDLER": "1", "WORLD_SIZE": str(size), **env}
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **env}
     command = [sys.executable, "-m", "tests.train.together", str(folder), json.dumps(scenarios)]
     how: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}, **how) for rank in range(size)]
+    return [subprocess.Popen(command, env={**os.environ, **common, **one}, **how) for one in hosts(size)]
 
 
 def wait(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[str]:

@@ -21,8 +21,8 @@ from sfumato.errors import UserError
 class Frozen(Conditioner, ABC):
     """Texts through an encoder that is not trained. Reads `caption`: B texts; a blank one means 'anything'.
 
-    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 32 (on a CPU of 8), and
-    `vector` (B, P), the pooled vector brought to zero mean and unit deviation.
+    Gives `tokens` (B, L, D) with their mask, L = the most tokens of a text rounded up to a multiple of 32 (on a CPU of 8),
+    and `vector` (B, P), the pooled vector brought to zero mean and unit deviation.
 
     The encoder is run by `prepare`, once for each text (`encoder.Embedder`); `forward` sees its embeddings. Its weights are
     in no checkpoint and no model folder: those hold where it lies and the sha256 of its files, and a model whose encoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 INFO = DataInfo((3, 8, 8), "array", labels=("a", "b", "c"))
 
 
-def _task(kind: str = "unet", width: int = 32) -> DiffusionTask:
+def _task(kind: str = "unet", width: int = 32, dropout: float = 0.0) -> DiffusionTask:
     torch.manual_seed(0)
     label = Label(INFO, width=16)
     network = (
-        UNet((3, 8, 8), label.shape, width=width, mults=(1, 2), blocks=1)
+        UNet((3, 8, 8), label.shape, width=width, mults=(1, 2), blocks=1, dropout=dropout)
         if kind == "unet"
         else DiT((3, 8, 8), label.shape, width=64, depth=2, heads=2)
     )
@@ -40,13 +41,18 @@ def _batch(number: int, n: int = 16) -> tuple[Batch, Draws]:
     return Batch(media, {"label": torch.arange(n) % 3}), Draws(3, number * n, n)
 
 
-def _step(task: DiffusionTask, *, record: bool | None, count: int = 1, dtype: torch.dtype = torch.bfloat16) -> Step:
+def _step(
+    task: DiffusionTask,
+    *,
+    record: bool | None,
+    count: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: Callable[[int], None] = lambda number: None,
+) -> Step:
     settings = Training(samples=1, batch=16, lr=1e-2)
     optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
     said: list[str] = []
-    step = choose_step(
-        task, optimizer, ema, dtype, lambda _: None, record=record, micro=_batch(0), count=count, say=said.append
-    )
+    step = choose_step(task, optimizer, ema, dtype, seed, record=record, micro=_batch(0), count=count, say=said.append)
     assert not said
     return step
 
@@ -164,3 +170,19 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     assert float(step([(batch, draws)], 1e-3, 2).bad) == 1
     assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
     assert float(step([_batch(3)], 1e-3, 3).bad) == 0
+
+
+@pytest.mark.parametrize("record", [False, pytest.param(True, marks=GPU)])
+def test_dropout_follows_the_generator_that_is_seeded_for_every_part(record: bool) -> None:
+    task = _task(dropout=0.5).to("cuda" if record else "cpu").train()
+    for p in task.parameters():
+        if not bool(p.detach().any()):
+            nn.init.normal_(p, std=0.1)  # the last convolution of a block begins at zero and would hide what is dropped
+    seeds = iter([1, 1, 2, 1])
+
+    def seed(number: int) -> None:
+        torch.manual_seed(next(seeds))
+
+    step = _step(task, record=record, seed=seed)
+    losses = [float(step([_batch(1)], 0.0, number).value) for number in (1, 2, 3, 4)]
+    assert losses[0] == losses[1] == losses[3] != losses[2]

@@ -314,6 +314,17 @@ def test_the_fewest_blocks_and_then_the_fewest_parts_are_taken() -> None:
         ask.fit(settings, 1000)
 
 
+def test_the_fewest_parts_are_those_that_a_search_through_all_would_find() -> None:
+    ask, settings = Predictor(*make("dit"), **CPU), training()
+    totals = {
+        n: ask(replace(settings, accumulate=n)).total for n in range(2, settings.batch + 1) if settings.batch % n == 0
+    }
+    for limit in {total + more for total in totals.values() for more in (0, -1)}:
+        first = next((n for n, total in totals.items() if total <= limit), None)
+        found = ask.fewest_parts(settings, limit)
+        assert (None if found is None else found.settings.accumulate) == first
+
+
 def test_settings_of_a_run_are_fitted_and_its_blocks_wrapped() -> None:
     task = make("dit")[0]
     settings, where = training(), {"device": torch.device("cpu"), "dtype": torch.float32}

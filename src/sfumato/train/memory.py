@@ -186,13 +186,32 @@ class Predictor:
 
         Raises UserError that says what would fit if nothing does.
         """
-        for accumulate in range(settings.accumulate, settings.batch + 1):
-            if settings.batch % accumulate:
-                continue
-            found = self.fewest_blocks(replace(settings, accumulate=accumulate), limit)
-            if found is not None:
-                return found
-        raise UserError(self._too_small(settings, limit, name))
+        found = self.fewest_blocks(settings, limit)
+        if found is None:
+            parts = self.fewest_parts(self._all_recomputed(settings), limit)
+            if parts is not None:
+                found = self.fewest_blocks(replace(settings, accumulate=parts.settings.accumulate), limit)
+        if found is None:
+            raise UserError(self._too_small(settings, limit, name))
+        return found
+
+    def fewest_parts(self, settings: Training, limit: int) -> Fit | None:
+        """The smallest larger number of parts of a batch that fits, by bisection: from two on, more parts need less."""
+        divisors = (n for n in range(settings.accumulate + 1, settings.batch + 1) if settings.batch % n == 0)
+        tried = [replace(settings, accumulate=n) for n in divisors]
+        if not tried or self(tried[-1]).total > limit:
+            return None
+        low, high = -1, len(tried) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self(tried[middle]).total <= limit:
+                high = middle
+            else:
+                low = middle
+        return Fit(tried[high], self(tried[high]))
+
+    def _all_recomputed(self, settings: Training) -> Training:
+        return replace(settings, recompute=1.0) if self.blocks else settings
 
     def fewest_blocks(self, settings: Training, limit: int) -> Fit | None:
         """The smallest share of recomputed blocks that fits, by bisection."""
@@ -213,7 +232,7 @@ class Predictor:
         return Fit(chosen, self(chosen))
 
     def _too_small(self, settings: Training, limit: int, name: str) -> str:
-        least = replace(settings, accumulate=settings.batch, recompute=1.0 if self.blocks else 0.0)
+        least = replace(self._all_recomputed(settings), accumulate=settings.batch)
         need = self(least).total
         said = (
             f"{name} = {gib(limit)}: a step of one sample at a time with every block recomputed needs about {gib(need)}"
@@ -306,11 +325,9 @@ def remedies(predictor: Predictor, settings: Training, limit: int) -> str:
     blocks = predictor.fewest_blocks(settings, limit)
     if blocks is not None:
         found.append((f"train.recompute={_share(blocks.settings.recompute)}", blocks.memory))
-    for accumulate in range(settings.accumulate + 1, settings.batch + 1):
-        changed = replace(settings, accumulate=accumulate) if settings.batch % accumulate == 0 else None
-        if changed is not None and predictor(changed).total <= limit:
-            found.append((f"train.accumulate={accumulate}", predictor(changed)))
-            break
+    parts = predictor.fewest_parts(settings, limit)
+    if parts is not None:
+        found.append((f"train.accumulate={parts.settings.accumulate}", parts.memory))
     if not found:
         try:
             both = predictor.fit(settings, limit)

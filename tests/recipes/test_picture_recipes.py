@@ -179,7 +179,12 @@ def test_two_conditions_are_shown_and_asked_together(tmp_path: Path) -> None:
         "voxels", {"data": str(tmp_path / "models.npz"), "size": "xs", "condition": "picture", "samples": "8"}
     )
     both = Spec(Together, first=Spec(Label, width=8), second=Spec(Picture, width=16, heads=2))
-    spec = spec.with_(conditioner=both).override("train.batch", 8).override("sampling.steps", 1)
+    spec = (
+        spec.with_(conditioner=both)
+        .override("train.batch", 8)
+        .override("sampling.steps", 1)
+        .override("train.evaluations", 0)
+    )
     trainer(spec, tmp_path / "run", device="cpu").fit()
     asked = json.loads((tmp_path / "run" / "samples" / "asked.json").read_text())
     assert set(asked["request"]) == {"label"} and set(asked["words"]) <= set(kinds)

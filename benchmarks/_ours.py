@@ -36,9 +36,10 @@ from sfumato.nn.captured import Captured
 from sfumato.samplers import DDIM, sample
 from sfumato.train import DiffusionTask, Training
 from sfumato.train.ema import Ema
-from sfumato.train.step import choose_step
+from sfumato.train.step import Step, choose_step
 
 DROP = 0.1  # share of samples that learn "any class"
+RATE = 1e-4
 
 
 def networks(kind: Kind, size: Sizes) -> tuple[Network, Label | None]:
@@ -81,38 +82,68 @@ def one_image(kind: Kind, size: Sizes) -> tuple[nn.Module, Callable[[], Tensor]]
     return nn.ModuleList([network, label]), lambda: network(x, noise, label({"label": numbers}))
 
 
+def denoiser_of(kind: Kind, network: Network) -> NetDenoiser:
+    """The network under the process and parameterization that its kind is measured with."""
+    if kind == "unet":
+        return NetDenoiser(network, Flow(), Velocity())
+    return NetDenoiser(network, DiscreteVP("linear"), Eps(), learned_variance=True)
+
+
 def _denoiser(kind: Kind, device: torch.device) -> tuple[NetDenoiser, Label | None]:
     with device:
         network, label = networks(kind, sizes(device))
-    if kind == "unet":
-        return NetDenoiser(network, Flow(), Velocity()), label
-    return NetDenoiser(network, DiscreteVP("linear"), Eps(), learned_variance=True), label
+    return denoiser_of(kind, network), label
 
 
-def train_step(kind: Kind, batch: int, device: torch.device) -> Work:
-    """The library's own step on one batch from the host's memory: noise, loss, backward, clip, AdamW, average."""
-    denoiser, label = _denoiser(kind, device)
+def task_of(kind: Kind, denoiser: NetDenoiser, label: Label | None, device: torch.device) -> DiffusionTask:
+    """What is trained of it."""
     info = DataInfo(SHAPES[kind], "array", labels=() if label is None else label.labels)
     objective = DenoisingLoss() if kind == "unet" else HybridLoss()
-    task = DiffusionTask(Model(denoiser, Arrays(info), label, info), objective, drop=DROP).to(device).train()
-    settings = Training(samples=1, batch=batch, lr=1e-4)
+    return DiffusionTask(Model(denoiser, Arrays(info), label, info), objective, drop=DROP).to(device).train()
+
+
+def steps_of(
+    task: DiffusionTask, asked: Batch, dtype: torch.dtype = torch.bfloat16, *, record: bool | None = None
+) -> tuple[Step, Callable[[], object]]:
+    """The library's own step, and a call that makes the next one of them on one batch: noise, loss, backward, clip, AdamW,
+    average. record: as `train.compile`."""
+    batch, done = len(asked.media), 0
+    settings = Training(samples=1, batch=batch, lr=RATE)
     optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
-    media, columns = torch.randn(batch, *SHAPES[kind]), {"label": torch.randint(0, sizes(device).classes, (batch,))}
-    if device.type == "cuda":
-        media = media.pin_memory()
-    asked, done = Batch(media, {} if label is None else columns), 0
     step = choose_step(
-        task, optimizer, ema, torch.bfloat16, lambda _: None, record=None, micro=(asked, Draws(0, 0, batch)), count=1,
+        task,
+        optimizer,
+        ema,
+        dtype,
+        lambda _: None,
+        record=record,
+        micro=(asked, Draws(0, 0, batch)),
+        count=1,
         say=print,
-    )  # fmt: skip
+    )
 
     def run() -> None:
         nonlocal done
-        step([(asked, Draws(0, done * batch, batch))], 1e-4, done + 1)
+        step([(asked, Draws(0, done * batch, batch))], RATE, done + 1)
         done += 1
 
-    note = f"bf16, {type(step).__name__}"
-    return Work(run, batch, step.setup_seconds, task, note)
+    return step, run
+
+
+def batch_of(kind: Kind, batch: int, device: torch.device, seed: int = 0) -> Batch:
+    """Random items in the host's memory, from where a step takes them."""
+    generator = torch.Generator().manual_seed(seed)
+    media = torch.randn(batch, *SHAPES[kind], generator=generator)
+    labels = torch.randint(0, sizes(device).classes, (batch,), generator=generator)
+    return Batch(media.pin_memory() if device.type == "cuda" else media, {} if kind == "unet" else {"label": labels})
+
+
+def train_step(kind: Kind, batch: int, device: torch.device) -> Work:
+    """The trainer's step on one batch."""
+    denoiser, label = _denoiser(kind, device)
+    task = task_of(kind, denoiser, label, device)
+    step, run = steps_of(task, batch_of(kind, batch, device))
+    return Work(run, batch, step.setup_seconds, task, f"bf16, {type(step).__name__}")
 
 
 def sampling(kind: Kind, batch: int, device: torch.device, steps: int = 50) -> Work:

@@ -27,36 +27,20 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._gpu import GUIDANCE, SHAPES, Kind, release, sizes
-from benchmarks._ours import DROP, networks
+from benchmarks._ours import batch_of, denoiser_of, networks, steps_of, task_of
 from benchmarks._table import RESULTS, Row, machine, show, versions, write
-from sfumato.codecs import Arrays
 from sfumato.conditioners import Label
-from sfumato.core import (
-    Batch,
-    DataInfo,
-    DenoisingLoss,
-    DiscreteVP,
-    Draws,
-    Eps,
-    Flow,
-    HybridLoss,
-    NetDenoiser,
-    Network,
-    UniformGrid,
-    Velocity,
-)
+from sfumato.core import Network, UniformGrid
 from sfumato.device import choose_device
 from sfumato.guidance import ClassifierFree
-from sfumato.model import Model
 from sfumato.nn import fused
 from sfumato.nn.captured import Captured, regional
 from sfumato.samplers import DDIM, sample
-from sfumato.train import DiffusionTask, Training
-from sfumato.train.ema import Ema
-from sfumato.train.step import GraphStep, choose_step
+from sfumato.train.step import GraphStep
 
 Way = Literal["exact", "plain", "fast"]
-STEPS, RATE, EVALUATIONS = 20, 1e-4, 50
+WAYS: tuple[Way, ...] = ("exact", "plain", "fast")
+STEPS, EVALUATIONS = 20, 50
 
 
 @dataclass(frozen=True)
@@ -89,12 +73,6 @@ def drawn(kind: Kind, device: torch.device) -> tuple[Network, Label | None]:
     return network, label
 
 
-def _denoiser(kind: Kind, network: Network) -> NetDenoiser:
-    if kind == "unet":
-        return NetDenoiser(network, Flow(), Velocity())
-    return NetDenoiser(network, DiscreteVP("linear"), Eps(), learned_variance=True)
-
-
 def _vector(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.detach().float().flatten().cpu() for t in tensors])
 
@@ -125,27 +103,14 @@ def once(kind: Kind, batch: int, device: torch.device, gradients: bool, way: Way
 def trained(kind: Kind, batch: int, device: torch.device, way: Way | None) -> Tensor:
     """All weights after `STEPS` of the trainer's own steps on one batch; None: before them."""
     network, label = drawn(kind, device)
-    info = DataInfo(SHAPES[kind], "array", labels=() if label is None else label.labels)
-    objective = DenoisingLoss() if kind == "unet" else HybridLoss()
-    task = DiffusionTask(Model(_denoiser(kind, network), Arrays(info), label, info), objective, drop=DROP)
-    task = task.to(device).train()
+    task = task_of(kind, denoiser_of(kind, network), label, device)
     if way is not None:
-        generator = torch.Generator().manual_seed(2)
-        media = torch.randn(batch, *SHAPES[kind], generator=generator)
-        classes = torch.randint(0, sizes(device).classes, (batch,), generator=generator)
-        asked = Batch(
-            media.pin_memory() if device.type == "cuda" else media, {} if label is None else {"label": classes}
-        )
-        settings = Training(samples=1, batch=batch, lr=RATE)
-        optimizer, ema = settings.optimizer.build(task, settings), Ema[nn.Module](task.model, settings.ema)
+        record = way == "fast" and device.type == "cuda"
         with _as_written(way):
-            step = choose_step(
-                task, optimizer, ema, _dtype(way), lambda _: None, record=way == "fast" and device.type == "cuda",
-                micro=(asked, Draws(0, 0, batch)), count=1, say=print,
-            )  # fmt: skip
-            assert isinstance(step, GraphStep) == (way == "fast" and device.type == "cuda")
-            for number in range(STEPS):
-                step([(asked, Draws(0, number * batch, batch))], RATE, number + 1)
+            step, run = steps_of(task, batch_of(kind, batch, device), _dtype(way), record=record)
+            assert isinstance(step, GraphStep) == record
+            for _ in range(STEPS):
+                run()
     return _vector(list(task.parameters()))
 
 
@@ -153,7 +118,7 @@ def walked(batch: int, device: torch.device, way: Way) -> Tensor:
     """Samples of the U-Net by `EVALUATIONS` of DDIM, from the same noise."""
     network, _ = drawn("unet", device)
     network = network.to(_dtype(way)).eval()
-    denoiser = _denoiser("unet", Captured(network, compiled=True) if way == "fast" else network).eval()
+    denoiser = denoiser_of("unet", Captured(network, compiled=True) if way == "fast" else network).eval()
     x = torch.randn(batch, *SHAPES["unet"], generator=torch.Generator().manual_seed(3)).to(device)
     with torch.no_grad(), _as_written(way):
         return _vector([sample(denoiser, DDIM(), x, UniformGrid()(denoiser.process, EVALUATIONS))])
@@ -164,7 +129,7 @@ def guided(batch: int, device: torch.device, way: Way) -> Tensor:
     network, label = drawn("dit", device)
     assert label is not None
     network, label = network.to(_dtype(way)).eval(), label.to(_dtype(way)).eval()
-    denoiser = _denoiser("dit", Captured(network, compiled=True) if way == "fast" else network).eval()
+    denoiser = denoiser_of("dit", Captured(network, compiled=True) if way == "fast" else network).eval()
     x_t = torch.randn(batch, *SHAPES["dit"], generator=torch.Generator().manual_seed(4)).to(device)
     t = torch.full((batch,), 0.5, dtype=torch.float64)
     numbers = torch.arange(batch, device=device) % sizes(device).classes
@@ -196,11 +161,11 @@ def cases(device: torch.device) -> list[Case]:
 
 def compare(case: Case, device: torch.device) -> Row:
     """The distances of both ways to the exact one."""
-    made = {}
+    made: dict[Way, Tensor] = {}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for way in ("exact", "plain", "fast"):
+        for way in WAYS:
             release(device)
-            made[way] = case.run(way)  # type: ignore[arg-type]
+            made[way] = case.run(way)
     start = torch.zeros(1) if case.start is None else case.start()
     whole = float((made["exact"] - start).double().norm())
     apart = {way: float((made[way] - made["exact"]).double().norm()) / whole for way in ("plain", "fast")}

@@ -8,6 +8,7 @@ alive at once. `python -m benchmarks.memory` compares it with what a GPU measure
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from typing import final
 
@@ -196,40 +197,27 @@ class Predictor:
         return found
 
     def fewest_parts(self, settings: Training, limit: int) -> Fit | None:
-        """The smallest larger number of parts of a batch that fits, by bisection: from two on, more parts need less."""
+        """The smallest larger number of parts of a batch that fits: few as a rule, and whether any does, the most say."""
         divisors = (n for n in range(settings.accumulate + 1, settings.batch + 1) if settings.batch % n == 0)
         tried = [replace(settings, accumulate=n) for n in divisors]
         if not tried or self(tried[-1]).total > limit:
             return None
-        low, high = -1, len(tried) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self(tried[middle]).total <= limit:
-                high = middle
-            else:
-                low = middle
-        return Fit(tried[high], self(tried[high]))
+        return next(Fit(one, self(one)) for one in tried if self(one).total <= limit)
 
     def _all_recomputed(self, settings: Training) -> Training:
         return replace(settings, recompute=1.0) if self.blocks else settings
 
     def fewest_blocks(self, settings: Training, limit: int) -> Fit | None:
         """The smallest share of recomputed blocks that fits, by bisection."""
-        n = self.blocks
-        shares = [settings.recompute, *(count / n for count in range(count_of(n, settings.recompute) + 1, n + 1))]
         if self(settings).total <= limit:
             return Fit(settings, self(settings))
-        low, high = 0, len(shares) - 1
-        if self(replace(settings, recompute=shares[high])).total > limit:
+        n = self.blocks
+        shares = (count / n for count in range(count_of(n, settings.recompute) + 1, n + 1))
+        tried = [replace(settings, recompute=share) for share in shares]
+        if not tried or self(tried[-1]).total > limit:
             return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self(replace(settings, recompute=shares[middle])).total <= limit:
-                high = middle
-            else:
-                low = middle
-        chosen = replace(settings, recompute=shares[high])
-        return Fit(chosen, self(chosen))
+        found = tried[bisect_left(tried, True, key=lambda one: self(one).total <= limit)]
+        return Fit(found, self(found))
 
     def _too_small(self, settings: Training, limit: int, name: str) -> str:
         least = replace(self._all_recomputed(settings), accumulate=settings.batch)

@@ -132,10 +132,11 @@ class ResBlock(torch.autograd.Function):
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], ctx.groups, ctx.eps)
         grad = _channels_last(grad)
         y, _ = norm_forward(h, None, n2, stats2)
-        kept = 1 / (1 - ctx.drop)
-        dy, dw2 = convolve_back(grad, y if mask is None else _drop_back(y, mask, kept), w2)
         if mask is not None:
-            dy = _drop_back(dy, mask, kept)
+            y = _drop_back(y, mask, 1 / (1 - ctx.drop))
+        dy, dw2 = convolve_back(grad, y, w2)
+        if mask is not None:
+            dy = _drop_back(dy, mask, 1 / (1 - ctx.drop))
         del y
         back2 = norm_backward(h, None, dy, n2, stats2)
         del dy, h

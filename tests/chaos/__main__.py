@@ -70,4 +70,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is forked trains on the CPU, and can't where autograd sees a GPU
     sys.exit(main(sys.argv[1:]))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed.device_mesh
 import torch.distributed.fsdp
@@ -39,6 +40,10 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "2 ranks, DDP": {"processes": 2, "parallel": "ddp"},
     "2 ranks, FSDP2": {"processes": 2, "parallel": "fsdp"},
 }
+forks = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(),
+    reason="lives of a run are forked, which autograd does not outlive where it sees a GPU: CUDA_VISIBLE_DEVICES= runs it",
+)
 
 
 @dataclass(frozen=True)
@@ -232,4 +237,16 @@ def kill_points(n: int, steps: int, processes: int, seed: int) -> Sequence[tuple
     return sorted(points)
 
 
-__all__ = ["KINDS", "Life", "at", "digests", "intact", "kill_after", "kill_now", "kill_points", "live", "make_task"]
+__all__ = [
+    "KINDS",
+    "Life",
+    "at",
+    "digests",
+    "forks",
+    "intact",
+    "kill_after",
+    "kill_now",
+    "kill_points",
+    "live",
+    "make_task",
+]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.__main__ import ROWS
+from tests.chaos.lives import forks
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of a run are forked")
+@forks
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, pytest.param(7, marks=pytest.mark.slow), 8])
 def test_row(tmp_path: Path, number: int) -> None:
     row = ROWS[number](tmp_path, False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfumato.core import Cond, CondShape
 from sfumato.core.philox import normal, plain_normal
 from sfumato.nn import DiT, UNet, fused
+from sfumato.nn.autoencoder import ConvAutoencoder
 from sfumato.nn.captured import regional
 from sfumato.nn.fused import norm, tokens
 from sfumato.nn.layers import gelu_linear
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.skipif(not fused.has_triton(), reason="Triton is not in
 CUDA = torch.cuda.is_available()
 
 NETWORKS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
-    ((3, 6, 6), {"width": 16, "mults": (1, 2), "blocks": 1, "modulation": "shift"}),
+    ((1, 6, 6), {"width": 16, "mults": (1, 2), "blocks": 1, "modulation": "shift"}),
     ((3, 8, 6), {"width": 16, "mults": (1, 2), "blocks": 1}),
     ((3, 7, 5), {"width": 24, "mults": (1, 2), "blocks": 1, "groups": 4}),
     ((2, 11), {"width": 16, "mults": (1, 2), "blocks": 1}),
-    ((2, 3, 4, 5), {"width": 8, "mults": (1, 2), "blocks": 1}),
+    ((1, 3, 4, 5), {"width": 8, "mults": (1, 2), "blocks": 1}),
 ]
 DROPPING = (NETWORKS[1][0], {**NETWORKS[1][1], "dropout": 0.3})
 
@@ -129,6 +130,42 @@ def test_a_field_that_does_not_fit_into_one_tile_is_normed_in_parts(
         results.append((out.detach(), at.grad))
     for ours, theirs, exact in zip(*results):
         assert _apart(ours, exact) < 1.5 * _apart(theirs, exact) + 2e-6
+
+
+@pytest.mark.parametrize("size", [(6, 5), (3, 4, 2)])
+def test_kernels_get_the_layout_that_they_read_whatever_comes(interpreted: None, size: tuple[int, ...]) -> None:
+    """What a convolution makes of one channel lies as torch's own layout has it, and so may a gradient."""
+    from sfumato.nn.fused import blocks
+    from sfumato.nn.fused.norm import Normed, convolve_parts, norm_backward, norm_forward
+
+    torch.manual_seed(0)
+    x, other, grad = (torch.randn(2, 16, *size) for _ in range(3))
+    n = Normed(2, 1e-5, True, torch.randn(32), torch.randn(32))
+    results = []
+    for change in (torch.Tensor.contiguous, blocks.channels_last):
+        first, second, wide, beside = (change(t) for t in (x, other, torch.cat([grad, grad], 1), grad))
+        out, stats = norm_forward(first, second, n)
+        back = norm_backward(first, second, wide, n, stats, (beside, beside))
+        assert back.second is not None and back.beside is not None
+        found = [out, back.first, back.second, back.gamma, back.beta, back.beside]
+        if len(size) == 2:
+            found.append(convolve_parts(first, blocks.channels_last(torch.ones(4, 16, 3, 3))).data)
+        results.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_an_autoencoder_of_one_channel_equals_the_plain_one(interpreted: None) -> None:
+    torch.manual_seed(0)
+    network, x = (
+        ConvAutoencoder((1, 8, 8), channels=3, factor=2, patch=1, width=8, mults=(1, 2)),
+        torch.rand(2, 1, 8, 8),
+    )
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.2) if p.ndim > 1 else nn.init.normal_(p, mean=0.5, std=0.2)
+    ours = network.decode(network.encode(x)).detach()
+    with fused.plain():
+        theirs = network.decode(network.encode(x)).detach()
+    assert not torch.equal(ours, theirs) and _apart(ours, theirs) < 2e-6
 
 
 def test_the_noise_kernel_equals_the_plain_generator() -> None:

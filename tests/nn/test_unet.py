@@ -15,7 +15,7 @@ from sfumato.core.cond import Cond, CondShape
 from sfumato.errors import UserError
 from sfumato.nn import UNet
 from sfumato.nn.embed import absolute_positions, grid_positions
-from sfumato.nn.layers import head_count, norm_groups
+from sfumato.nn.layers import apply_conv, conv, head_count, norm_groups, to_inner
 
 
 def shaken(network: Any, size: float = 0.2) -> Any:
@@ -357,3 +357,12 @@ def test_where_a_long_signal_ends_can_be_learned_with_positions_only(absolute: b
         losses.append(loss.item())
     found = sum(losses[-20:]) / 20
     assert found < 0.02 if absolute else found > 0.12
+
+
+@pytest.mark.parametrize("size", [(9,), (5, 7), (3, 4, 5)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_convolutions_go_on_in_channels_last_memory(channels: int, size: tuple[int, ...]) -> None:
+    """Also those of one channel, whose layout torch can't tell from its own and would go on in that."""
+    x = to_inner(torch.randn(2, channels, *size))
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    assert apply_conv(conv(len(size), channels, 8), x).is_contiguous(memory_format=layout)

@@ -20,7 +20,7 @@ from sfumato.modelfolder import AVERAGES
 from sfumato.tensorfile import StoredTensors
 from sfumato.train import HeldOut, Hook, Moment, Training, read_metrics
 from sfumato.train.checkpoint import Checkpoints
-from tests.chaos.lives import digests, live
+from tests.chaos.lives import digests, forks, live
 from tests.train.tiny import TinyData, make_trainer
 
 OFTEN = {"checkpoint_minutes": 1e-9, "keep": 99, "samples": 16 * 40}
@@ -60,7 +60,7 @@ def beside(folder: Path) -> dict[int, str]:
 
 @pytest.fixture(
     scope="module",
-    params=["1 process", pytest.param("fsdp", marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="forks"))],
+    params=["1 process", pytest.param("fsdp", marks=forks)],
 )
 def how(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {} if request.param == "1 process" else {"processes": 2, "parallel": request.param}
@@ -192,7 +192,7 @@ def test_settings_say_what_they_refuse() -> None:
     assert torch.cuda.is_available() or Training(samples=1).save_async is None
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="lives of a run are forked")
+@forks
 def test_a_run_goes_on_with_slices_and_without(tmp_path: Path) -> None:
     asked = {"decay": 0.0, "warmup": 0.0, "checkpoint_minutes": 1e9, "keep": 9}
     ways: list[dict[str, Any]] = [

@@ -38,6 +38,8 @@ def to_inner(x: Tensor) -> Tensor:
     """(B, C, *S) to the layout used inside: height 1 added to 1-D, channels-last memory."""
     if x.ndim == 3:
         x = x.unsqueeze(2)
+    if x.shape[1] == 1:  # any layout of one channel counts as torch's own, and convolutions of it would go on in that
+        return x.reshape(len(x), *x.shape[2:], 1).movedim(-1, 1)
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 

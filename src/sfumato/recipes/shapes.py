@@ -13,7 +13,7 @@ from sfumato.nn import UNet
 from sfumato.pipeline import Sampling
 from sfumato.recipes.base import Recipe, recipe
 from sfumato.spec import Spec
-from sfumato.train import AdamW, Muon, Optimizer, Training
+from sfumato.train import Muon, Training
 
 Size = Literal["xs", "s", "m"]
 
@@ -31,14 +31,12 @@ class _Scale:
     lr: float
     count: int
     times: tuple[float, float] = (1.0, 1.5)
-    optimizer: type[Optimizer] = Muon
 
 
 _SCALES = {
     "xs": _Scale(16, (2, 3), 96, 1, 32, 2e-3, 20_000),
     "s": _Scale(32, (2, 3), 96, 1, 64, 1e-3, 20_000),
-    # At 8e-4 gradients stopped being finite; Muon has not been tried here.
-    "m": _Scale(96, (1, 2, 3), 256, 3, 256, 4e-4, 100_000, optimizer=AdamW),
+    "m": _Scale(96, (1, 2, 3), 256, 3, 256, 5e-4, 100_000),
 }
 
 
@@ -62,7 +60,7 @@ def shapes(*, minutes: float = 15.0, size: Size = "xs") -> Spec[Recipe]:
         train=Training(
             batch=scale.batch,
             minutes=minutes,
-            optimizer=Spec(scale.optimizer),
+            optimizer=Spec(Muon),
             lr=scale.lr,
             decay=0.5,
             evaluations=6,

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfumato.nn.fused.norm import Normed, Parts, column_sums, convolve_parts, few, mix, norm_backward, norm_forward
+from sfumato.nn.fused.norm import (
+    Normed,
+    Parts,
+    channels_last,
+    column_sums,
+    convolve_parts,
+    few,
+    mix,
+    norm_backward,
+    norm_forward,
+)
 
 _conv = torch.ops.aten.convolution.default
 _conv_back = torch.ops.aten.convolution_backward.default
@@ -77,7 +87,7 @@ class Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        grad = _channels_last(grad)
+        grad = channels_last(grad)
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         dx, dw = None, None
         if needs_x or needs_weight:
@@ -130,7 +140,7 @@ class ResBlock(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         first, second, mod, g1, b1, w1, c1, g2, b2, w2, ws, h, stats1, stats2, mask = ctx.saved_tensors
         n1, n2 = _norms(mod, g1, b1, c1, g2, b2, w2.shape[1], ctx.groups, ctx.eps)
-        grad = _channels_last(grad)
+        grad = channels_last(grad)
         y, _ = norm_forward(h, None, n2, stats2)
         if mask is not None:
             y = _drop_back(y, mask, 1 / (1 - ctx.drop))
@@ -195,10 +205,6 @@ def _as(grad: Tensor | None, like: Tensor) -> Tensor | None:
     return None if grad is None else grad.to(like.dtype)
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
-
-
 class GroupNorm(torch.autograd.Function):
     """SiLU(GN(x)) or GN(x)."""
 
@@ -213,7 +219,7 @@ class GroupNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, gamma, beta, stats = ctx.saved_tensors
-        back = norm_backward(x, None, _channels_last(grad), Normed(ctx.groups, ctx.eps, ctx.act, gamma, beta), stats)
+        back = norm_backward(x, None, channels_last(grad), Normed(ctx.groups, ctx.eps, ctx.act, gamma, beta), stats)
         return back.first, _as(back.gamma, gamma), _as(back.beta, beta), None, None, None
 
 

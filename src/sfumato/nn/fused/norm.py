@@ -88,6 +88,14 @@ def _sizes(first: Tensor, second: Tensor | None) -> tuple[int, int, int]:
     return first[0, 0].numel(), first.shape[1], 0 if second is None else second.shape[1]
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, *S) in the memory layout that the kernels read.
+
+    Nearly always it has it: but torch can't tell the layouts of one channel apart, and what it makes of it may have another.
+    """
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
 def field_like(x: Tensor, channels: int) -> Tensor:
     """An empty field of other channels with x's size and type, in channels-last memory."""
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
@@ -123,6 +131,7 @@ def norm_forward(
         positions, c1, c2 = given.shape[1] // first.batch, given.shape[2], 0
         out = first.field()
     else:
+        first, second = channels_last(first), None if second is None else channels_last(second)
         given, apart, count = first, 0, 1
         positions, c1, c2 = _sizes(first, second)
         out = field_like(first, c1 + c2)
@@ -162,6 +171,9 @@ def norm_backward(
     beside: tuple[Tensor, Tensor | None] | None = None,
 ) -> NormGrads:
     """Gradients of `norm_forward` for grad (B, C, *S); `beside` is added to the field's."""
+    first, second, grad = channels_last(first), None if second is None else channels_last(second), channels_last(grad)
+    if beside is not None:
+        beside = (channels_last(beside[0]), None if beside[1] is None else channels_last(beside[1]))
     positions, c1, c2 = _sizes(first, second)
     batch, channels, device = len(first), c1 + c2, first.device
     tile = n.tile(batch, positions, channels, _TILE // 2)
@@ -244,6 +256,7 @@ def convolve_parts(x: Tensor, weight: Tensor, stride: tuple[int, int] = (1, 1), 
 
     For few positions: then a library's kernels run on a handful of multiprocessors, each through the whole inner dimension.
     """
+    x = channels_last(x)
     batch, channels, height, width = x.shape
     wide, _, kh, kw = weight.shape
     size = (-(-height * up[0] // stride[0]), -(-width * up[1] // stride[1]))

@@ -135,21 +135,23 @@ def test_a_field_that_does_not_fit_into_one_tile_is_normed_in_parts(
 @pytest.mark.parametrize("size", [(6, 5), (3, 4, 2)])
 def test_kernels_get_the_layout_that_they_read_whatever_comes(interpreted: None, size: tuple[int, ...]) -> None:
     """What a convolution makes of one channel lies as torch's own layout has it, and so may a gradient."""
-    from sfumato.nn.fused import blocks
     from sfumato.nn.fused.norm import Normed, convolve_parts, norm_backward, norm_forward
 
     torch.manual_seed(0)
     x, other, grad = (torch.randn(2, 16, *size) for _ in range(3))
     n = Normed(2, 1e-5, True, torch.randn(32), torch.randn(32))
     results = []
-    for change in (torch.Tensor.contiguous, blocks.channels_last):
-        first, second, wide, beside = (change(t) for t in (x, other, torch.cat([grad, grad], 1), grad))
+    last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    for layout in (torch.contiguous_format, last):
+        first, second, wide, beside = (
+            t.contiguous(memory_format=layout) for t in (x, other, torch.cat([grad, grad], 1), grad)
+        )
         out, stats = norm_forward(first, second, n)
         back = norm_backward(first, second, wide, n, stats, (beside, beside))
         assert back.second is not None and back.beside is not None
         found = [out, back.first, back.second, back.gamma, back.beta, back.beside]
         if len(size) == 2:
-            found.append(convolve_parts(first, blocks.channels_last(torch.ones(4, 16, 3, 3))).data)
+            found.append(convolve_parts(first, torch.ones(4, 16, 3, 3).contiguous(memory_format=last)).data)
         results.append(found)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
